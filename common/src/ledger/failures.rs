@@ -1,0 +1,158 @@
+//! What went wrong, kept after the message is gone.
+
+use sqlx::Row;
+
+use super::{Ledger, LedgerError, on_pool};
+use crate::clock::Timestamp;
+
+/// One message's or object's failure.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Failure {
+    pub message_id: String,
+    /// `s3://bucket/key`, or empty when the message never got that far.
+    pub object: String,
+    pub fleet: String,
+    /// Empty when no feed takes the object.
+    pub feed: String,
+    pub class: String,
+    /// Short stable code; see the dead-letter attribute of the same name.
+    pub reason: String,
+    pub detail: String,
+    pub attempts: u32,
+    pub at: Timestamp,
+    pub resolution: Resolution,
+}
+
+/// Where the failed message is now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Resolution {
+    DeadLettered,
+    Replayed,
+}
+
+impl Resolution {
+    fn as_str(self) -> &'static str {
+        match self {
+            Resolution::DeadLettered => "dead_lettered",
+            Resolution::Replayed => "replayed",
+        }
+    }
+}
+
+impl Failure {
+    /// The failure without what differs between two of a kind: numbers and the object's name.
+    /// Groups a thousand dead letters into one line.
+    pub fn fingerprint(&self) -> String {
+        let detail = self.detail.replace(&self.object, "OBJECT");
+        let mut text = format!("{}: ", self.reason);
+        let mut in_number = false;
+        for c in detail.chars() {
+            if c.is_ascii_digit() {
+                if !in_number {
+                    text.push('N');
+                }
+                in_number = true;
+            } else {
+                text.push(c);
+                in_number = false;
+            }
+        }
+        text
+    }
+}
+
+impl Ledger {
+    /// Adds the failure, or brings the known one of this message and object up to date.
+    pub async fn record_failure(&self, failure: &Failure) -> Result<(), LedgerError> {
+        let statement = self.sql(
+            "INSERT INTO weirgate.failure AS f (message_id, object, fleet, feed, class, reason,
+                detail, fingerprint, attempts, first_seen, last_seen, resolution)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $10, $11)
+             ON CONFLICT (message_id, object) DO UPDATE SET
+                class = excluded.class, reason = excluded.reason, detail = excluded.detail,
+                fingerprint = excluded.fingerprint, attempts = excluded.attempts,
+                last_seen = excluded.last_seen, resolution = excluded.resolution",
+        );
+        on_pool!(self, pool => sqlx::query(&statement)
+            .bind(&failure.message_id)
+            .bind(&failure.object)
+            .bind(&failure.fleet)
+            .bind(&failure.feed)
+            .bind(&failure.class)
+            .bind(&failure.reason)
+            .bind(storable(&failure.detail))
+            .bind(storable(&failure.fingerprint()))
+            .bind(i64::from(failure.attempts))
+            .bind(failure.at)
+            .bind(failure.resolution.as_str())
+            .execute(pool)
+            .await
+            .map(drop))
+        .map_err(|source| LedgerError::Statement { what: "recording a failure", source })
+    }
+
+    /// Failures of a feed by reason since `from`, most frequent first: `(reason, count)`.
+    pub async fn failure_counts(
+        &self,
+        feed: &str,
+        from: Timestamp,
+    ) -> Result<Vec<(String, u64)>, LedgerError> {
+        let failed = |source| LedgerError::Statement { what: "reading failures", source };
+        let statement = self.sql(
+            "SELECT reason, count(*) FROM weirgate.failure
+             WHERE feed = $1 AND last_seen >= $2 AND resolution = 'dead_lettered'
+             GROUP BY reason ORDER BY 2 DESC, 1",
+        );
+        on_pool!(self, pool => {
+            let rows = sqlx::query(&statement).bind(feed).bind(from).fetch_all(pool).await;
+            rows.map_err(failed)?
+                .into_iter()
+                .map(|row| Ok((row.try_get(0)?, super::objects::unsigned(row.try_get(1)?))))
+                .collect::<Result<_, sqlx::Error>>()
+                .map_err(failed)
+        })
+    }
+
+    /// Marks the dead letters of an object as replayed.
+    pub async fn mark_replayed(&self, object: &str, at: Timestamp) -> Result<(), LedgerError> {
+        let statement = self.sql(
+            "UPDATE weirgate.failure SET resolution = 'replayed', last_seen = $2
+             WHERE object = $1 AND resolution = 'dead_lettered'",
+        );
+        on_pool!(self, pool => {
+            sqlx::query(&statement).bind(object).bind(at).execute(pool).await.map(drop)
+        })
+        .map_err(|source| LedgerError::Statement { what: "marking a replay", source })
+    }
+}
+
+/// PostgreSQL text holds no NUL; error texts may quote one from a hostile file.
+fn storable(text: &str) -> String {
+    text.replace('\0', "\u{fffd}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_same_fault_in_two_objects_has_one_fingerprint() {
+        let failure = |object: &str, detail: &str| Failure {
+            message_id: "m".into(),
+            object: object.into(),
+            fleet: "f".into(),
+            feed: "x".into(),
+            class: "permanent".into(),
+            reason: "corrupt_object".into(),
+            detail: detail.into(),
+            attempts: 1,
+            at: Timestamp::from_unix_ms(0),
+            resolution: Resolution::DeadLettered,
+        };
+        let one = failure("s3://b/1.avro", "s3://b/1.avro: block 3 at byte 812: checksum");
+        let two = failure("s3://b/22.avro", "s3://b/22.avro: block 14 at byte 9: checksum");
+        assert_eq!(one.fingerprint(), two.fingerprint());
+        assert_eq!(one.fingerprint(), "corrupt_object: OBJECT: block N at byte N: checksum");
+    }
+}
