@@ -282,7 +282,9 @@ fn become_nobody() -> rustix::io::Result<()> {
     use rustix::thread;
 
     let (user, group) = (Uid::from_raw(NOBODY), Gid::from_raw(NOBODY));
-    thread::set_keep_capabilities(true)?;
+    // Keeps the capabilities over the change of user, and in access(2), which initdb asks whether
+    // it may execute the server.
+    thread::set_capabilities_secure_bits(thread::CapabilitiesSecureBits::NO_SETUID_FIXUP)?;
     thread::set_thread_groups(&[])?;
     thread::set_thread_res_gid(group, group, group)?;
     thread::set_thread_res_uid(user, user, user)?;
