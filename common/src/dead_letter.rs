@@ -76,6 +76,29 @@ pub fn replays(attributes: &BTreeMap<String, String>) -> u32 {
     attributes.get(REPLAYS).and_then(|n| n.parse().ok()).unwrap_or(0)
 }
 
+/// The failure without what differs between two of a kind: numbers and the object's name. Groups
+/// a thousand dead letters into one line, the same line in the ledger and in the operator's list.
+pub fn fingerprint(reason: &str, detail: &str, object: &str) -> String {
+    let detail = match object {
+        "" => std::borrow::Cow::Borrowed(detail),
+        object => std::borrow::Cow::Owned(detail.replace(object, "OBJECT")),
+    };
+    let mut text = format!("{reason}: ");
+    let mut in_number = false;
+    for c in detail.chars() {
+        if c.is_ascii_digit() {
+            if !in_number {
+                text.push('N');
+            }
+            in_number = true;
+        } else {
+            text.push(c);
+            in_number = false;
+        }
+    }
+    text
+}
+
 /// SQS refuses attribute values that are empty or hold control characters other than tab, line
 /// feed and carriage return.
 fn attribute_text(text: &str) -> String {
@@ -115,6 +138,16 @@ mod tests {
         let attributes = reason().to_attributes();
         assert!(attributes.len() <= 10);
         assert_eq!(Reason::from_attributes(&attributes), Some(reason()));
+    }
+
+    #[test]
+    fn the_same_fault_in_two_objects_has_one_fingerprint() {
+        let of = |object: &str, detail: &str| fingerprint("corrupt_object", detail, object);
+        let one = of("s3://b/1.avro", "s3://b/1.avro: block 3 at byte 812: checksum");
+        let two = of("s3://b/22.avro", "s3://b/22.avro: block 14 at byte 9: checksum");
+        assert_eq!(one, two);
+        assert_eq!(one, "corrupt_object: OBJECT: block N at byte N: checksum");
+        assert_eq!(fingerprint("bad_body", "no JSON", ""), "bad_body: no JSON");
     }
 
     #[test]

@@ -7,6 +7,8 @@ use std::fmt;
 pub enum Fault {
     /// May succeed if tried again: retry in place with backoff, then release the message.
     Transient,
+    /// Somebody else is working on the same thing. Nobody is at fault: wait and look again.
+    Busy,
     /// Will fail the same way every time: dead-letter with the reason, at once.
     Permanent,
     /// A dependency is away. Says nothing about the message: stop receiving, keep leases, probe.
@@ -26,6 +28,7 @@ impl Fault {
     pub fn as_str(self) -> &'static str {
         match self {
             Fault::Transient => "transient",
+            Fault::Busy => "busy",
             Fault::Permanent => "permanent",
             Fault::Outage(_) => "outage",
         }

@@ -48,8 +48,10 @@ pub fn database_fault(error: &sqlx::Error) -> Fault {
         return postgres_fault(postgres.code());
     }
     match code.parse::<u32>().map(|code| code & 0xff) {
-        // BUSY, LOCKED, INTERRUPT, SCHEMA (changed under us)
-        Ok(5 | 6 | 9 | 17) => Fault::Transient,
+        // BUSY, LOCKED: another process holds the one writer's lock.
+        Ok(5 | 6) => Fault::Busy,
+        // INTERRUPT, SCHEMA (changed under us)
+        Ok(9 | 17) => Fault::Transient,
         // NOMEM, READONLY, IOERR, CORRUPT, FULL, CANTOPEN, PROTOCOL, NOTADB
         Ok(7 | 8 | 10 | 11 | 13 | 14 | 15 | 26) => away,
         _ => Fault::Permanent,

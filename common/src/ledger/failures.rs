@@ -4,6 +4,7 @@ use sqlx::Row;
 
 use super::{Ledger, LedgerError, on_pool};
 use crate::clock::Timestamp;
+use crate::dead_letter;
 
 /// One message's or object's failure.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
@@ -41,24 +42,9 @@ impl Resolution {
 }
 
 impl Failure {
-    /// The failure without what differs between two of a kind: numbers and the object's name.
-    /// Groups a thousand dead letters into one line.
+    /// See [`dead_letter::fingerprint`].
     pub fn fingerprint(&self) -> String {
-        let detail = self.detail.replace(&self.object, "OBJECT");
-        let mut text = format!("{}: ", self.reason);
-        let mut in_number = false;
-        for c in detail.chars() {
-            if c.is_ascii_digit() {
-                if !in_number {
-                    text.push('N');
-                }
-                in_number = true;
-            } else {
-                text.push(c);
-                in_number = false;
-            }
-        }
-        text
+        dead_letter::fingerprint(&self.reason, &self.detail, &self.object)
     }
 }
 
@@ -130,29 +116,4 @@ impl Ledger {
 /// PostgreSQL text holds no NUL; error texts may quote one from a hostile file.
 fn storable(text: &str) -> String {
     text.replace('\0', "\u{fffd}")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_same_fault_in_two_objects_has_one_fingerprint() {
-        let failure = |object: &str, detail: &str| Failure {
-            message_id: "m".into(),
-            object: object.into(),
-            fleet: "f".into(),
-            feed: "x".into(),
-            class: "permanent".into(),
-            reason: "corrupt_object".into(),
-            detail: detail.into(),
-            attempts: 1,
-            at: Timestamp::from_unix_ms(0),
-            resolution: Resolution::DeadLettered,
-        };
-        let one = failure("s3://b/1.avro", "s3://b/1.avro: block 3 at byte 812: checksum");
-        let two = failure("s3://b/22.avro", "s3://b/22.avro: block 14 at byte 9: checksum");
-        assert_eq!(one.fingerprint(), two.fingerprint());
-        assert_eq!(one.fingerprint(), "corrupt_object: OBJECT: block N at byte N: checksum");
-    }
 }
