@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use aws_config::SdkConfig;
 use aws_config::timeout::TimeoutConfig;
+use aws_sdk_sqs::error::{ProvideErrorMetadata, SdkError};
 
 /// Longest long poll SQS allows.
 pub const LONG_POLL_MAX: Duration = Duration::from_secs(20);
@@ -51,4 +52,17 @@ pub fn auto_scaling(config: &SdkConfig) -> aws_sdk_autoscaling::Client {
 
 pub fn cloud_watch(config: &SdkConfig) -> aws_sdk_cloudwatch::Client {
     aws_sdk_cloudwatch::Client::new(config)
+}
+
+/// `Code: message` as the service said it, else the transport error with its causes.
+pub fn describe<E>(error: &SdkError<E>) -> String
+where
+    SdkError<E>: ProvideErrorMetadata,
+    E: std::error::Error + 'static,
+{
+    match (error.code(), error.message()) {
+        (Some(code), Some(message)) => format!("{code}: {message}"),
+        (Some(code), None) => code.to_owned(),
+        (None, _) => crate::fault::chain(error),
+    }
 }

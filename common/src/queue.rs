@@ -12,6 +12,7 @@ use aws_sdk_sqs::types::{
     QueueAttributeName, SendMessageBatchRequestEntry,
 };
 
+use crate::aws::describe;
 use crate::clock::Timestamp;
 use crate::fault::{Dependency, Fault};
 
@@ -356,19 +357,6 @@ impl Queue {
             code: error.code().map(str::to_owned),
             detail: describe(&error),
         }
-    }
-}
-
-/// `Code: message` as the service said it, else the transport error with its causes.
-fn describe<E>(error: &SdkError<E>) -> String
-where
-    SdkError<E>: ProvideErrorMetadata,
-    E: std::error::Error + 'static,
-{
-    match (error.code(), error.message()) {
-        (Some(code), Some(message)) => format!("{code}: {message}"),
-        (Some(code), None) => code.to_owned(),
-        (None, _) => crate::fault::chain(error),
     }
 }
 
