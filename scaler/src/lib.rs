@@ -1,1 +1,29 @@
+//! The control plane: keeps each fleet of importers at the size its freshness objective asks
+//! for.
+//!
+//! ```text
+//! group     the Auto Scaling group: its state, and the two ways to change its size
+//!   └─▶ observe     queue, group and workers at one moment; what fails is unknown, not zero
+//!         └─▶ history     what past observations say that the latest does not
+//!               └─▶ policy      plan(objective, history, observation, now): the decision, pure
+//!                     └─▶ act         carries it out, or finds that it no longer applies
+//!                           └─▶ service     one loop per fleet: lease, observe, plan, act, record
+//!                                 └─▶ cli         what a person types
+//! ```
+//!
+//! A file uses only files above it. Nothing up to `policy` knows the time or asks the network;
+//! the same `plan` decides in the service and in tests.
 
+pub mod group;
+
+pub mod observe;
+
+pub mod history;
+
+pub mod policy;
+
+pub mod act;
+
+pub mod service;
+
+pub mod cli;

@@ -1,0 +1,250 @@
+//! The command line: what a person types, and nothing that decides.
+
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "this file talks to people")]
+
+use std::ffi::OsString;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+use tracing::{error, info};
+use weirgate_common::config::{self, Config, Fleet};
+use weirgate_common::fault::chain;
+use weirgate_common::ledger::Ledger;
+use weirgate_common::queue::Queue;
+use weirgate_common::telemetry::{self, Health, LogFormat};
+use weirgate_common::{aws, clock};
+
+use crate::group::AutoScalingGroup;
+use crate::history::History;
+use crate::policy::Step;
+use crate::service::{Keeper, Readiness, objective, open_ledger, stop_signal};
+
+const USAGE: u8 = 2;
+
+/// Keeps each fleet of importers at the size its freshness objective asks for.
+///
+/// The size follows the queue's depth (waiting, in flight and delayed), never the CPU: importers
+/// wait on I/O, so their CPU is idle long before their queue is empty. The group grows at once
+/// when there is work, and shrinks only once the queue has read empty for `scaler.settle`, no
+/// importer holds a message, and no instance is on its way. What cannot be read is unknown, and
+/// on unknown nothing shrinks.
+///
+/// Several scalers may run: one acts per fleet, by a lease in the ledger; the others stand by.
+///
+/// Exit codes: 0 success, 1 failure, 2 wrong usage or configuration.
+#[derive(Debug, Parser)]
+#[command(name = "scaler", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the service, until SIGTERM or SIGINT.
+    Run(RunArgs),
+    /// Observe once, print what the policy makes of it, and change nothing.
+    ///
+    /// One look proves no emptiness, so a plan to shrink never shows here; the running
+    /// service's decisions are in the ledger.
+    Plan(PlanArgs),
+}
+
+#[derive(Debug, Args)]
+struct Choice {
+    /// The configuration file.
+    #[arg(long, env = config::PATH_VARIABLE, default_value = config::DEFAULT_PATH)]
+    config: PathBuf,
+    /// Only this fleet; without it, every fleet that names an auto_scaling_group.
+    #[arg(long)]
+    fleet: Option<String>,
+}
+
+#[derive(Debug, Args)]
+struct RunArgs {
+    #[command(flatten)]
+    choice: Choice,
+    /// Decide, log and record, but never write to a group.
+    #[arg(long)]
+    dry_run: bool,
+    /// How logs on standard error look.
+    #[arg(long, value_enum, default_value = "human")]
+    log_format: LogFormat,
+    /// Serve /metrics, /healthz and /readyz on this address, such as 127.0.0.1:9102.
+    #[arg(long)]
+    listen: Option<SocketAddr>,
+}
+
+#[derive(Debug, Args)]
+struct PlanArgs {
+    #[command(flatten)]
+    choice: Choice,
+    /// One JSON object per fleet instead of text.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs the program. `args` includes the program's own name.
+pub fn run(args: impl Iterator<Item = OsString>) -> ExitCode {
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        // Help and version are answers, not failures, and go to standard output.
+        Err(answer) => {
+            let failed = answer.use_stderr();
+            return match answer.print() {
+                Ok(()) if !failed => ExitCode::SUCCESS,
+                _ => ExitCode::from(USAGE),
+            };
+        }
+    };
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(1, &format!("cannot start: {error}")),
+    };
+    runtime.block_on(async {
+        match cli.command {
+            Command::Run(args) => serve(args).await,
+            Command::Plan(args) => look(args).await,
+        }
+    })
+}
+
+fn fail(code: u8, message: &str) -> ExitCode {
+    eprintln!("scaler: {message}");
+    ExitCode::from(code)
+}
+
+async fn serve(args: RunArgs) -> ExitCode {
+    let (config, names) = match load(&args.choice) {
+        Ok(loaded) => loaded,
+        Err(message) => return fail(USAGE, &message),
+    };
+    telemetry::start_logging(args.log_format);
+    let health = Health::default();
+    if let Some(listen) = args.listen {
+        match telemetry::serve(listen, telemetry::start_metrics(), health.clone()).await {
+            Ok(address) => info!(%address, "serving metrics and health"),
+            Err(error) => return fail(1, &format!("cannot listen on {listen}: {error}")),
+        }
+    }
+    let stop = match stop_signal() {
+        Ok(stop) => stop,
+        Err(error) => return fail(1, &format!("cannot watch for signals: {error}")),
+    };
+    info!(database = %config.database, fleets = names.join(", "), "starting");
+    let ledger = match open_ledger(&config.database, &mut stop.clone()).await {
+        Ok(Some(ledger)) => ledger,
+        Ok(None) => return ExitCode::SUCCESS,
+        Err(error) => {
+            error!(cause = chain(&error), "cannot use the ledger");
+            return ExitCode::FAILURE;
+        }
+    };
+
+    let keepers = keepers(&config, &names, &ledger, args.dry_run).await;
+    let mut loops = tokio::task::JoinSet::new();
+    let readiness = Readiness::new(&names, health);
+    for keeper in keepers {
+        loops.spawn(keeper.run(stop.clone(), readiness.clone()));
+    }
+    let mut code = ExitCode::SUCCESS;
+    while let Some(ended) = loops.join_next().await {
+        if let Err(error) = ended {
+            error!(%error, "a fleet's loop broke; stopping so that a standby takes over");
+            code = ExitCode::FAILURE;
+            loops.abort_all();
+        }
+    }
+    ledger.close().await;
+    code
+}
+
+async fn look(args: PlanArgs) -> ExitCode {
+    let (config, names) = match load(&args.choice) {
+        Ok(loaded) => loaded,
+        Err(message) => return fail(USAGE, &message),
+    };
+    let ledger = match Ledger::connect(&config.database, 1).await {
+        Ok(ledger) => ledger,
+        Err(error) => return fail(1, &chain(&error)),
+    };
+    let mut code = ExitCode::SUCCESS;
+    for keeper in keepers(&config, &names, &ledger, true).await {
+        let (_, plan) = keeper.look(&mut History::default()).await;
+        if args.json {
+            match serde_json::to_string(&plan.report) {
+                Ok(report) => println!("{report}"),
+                Err(error) => return fail(1, &error.to_string()),
+            }
+        } else {
+            print!("{}: {}", keeper.fleet, plan.report);
+        }
+        // A script that asks for a plan wants to know that there was something to plan from.
+        if matches!(plan.step, Step::Hold(_)) && !plan.report.inputs.unknown.is_empty() {
+            code = ExitCode::FAILURE;
+        }
+    }
+    code
+}
+
+/// The configuration and the fleets that are to be scaled.
+fn load(choice: &Choice) -> Result<(Config, Vec<String>), String> {
+    let config = Config::load(&choice.config).map_err(|error| chain(&error))?;
+    let names = match &choice.fleet {
+        Some(name) => {
+            let (name, fleet) = config.fleet(Some(name)).map_err(|error| error.to_string())?;
+            if fleet.auto_scaling_group.is_none() {
+                return Err(format!(
+                    "fleet `{name}` has no auto_scaling_group; name the group that the scaler resizes"
+                ));
+            }
+            vec![name.to_owned()]
+        }
+        None => {
+            let scaled = |fleet: &Fleet| fleet.auto_scaling_group.is_some();
+            config.fleets.iter().filter(|(_, f)| scaled(f)).map(|(name, _)| name.clone()).collect()
+        }
+    };
+    if names.is_empty() {
+        return Err(format!(
+            "no fleet in {} has an auto_scaling_group; give one to [fleet.NAME]",
+            choice.config.display()
+        ));
+    }
+    Ok((config, names))
+}
+
+async fn keepers(
+    config: &Config,
+    names: &[String],
+    ledger: &Ledger,
+    dry_run: bool,
+) -> Vec<Keeper<AutoScalingGroup, Queue>> {
+    let sdk = aws::sdk_config().await;
+    let holder = holder();
+    let keeper = |name: &String| {
+        let fleet = config.fleets.get(name)?;
+        Some(Keeper {
+            fleet: name.clone(),
+            objective: objective(config, fleet),
+            gauge: Queue::new(aws::sqs(&sdk), &fleet.queue),
+            group: AutoScalingGroup::new(
+                aws::auto_scaling(&sdk),
+                fleet.auto_scaling_group.as_ref()?,
+            ),
+            ledger: ledger.clone(),
+            holder: holder.clone(),
+            dry_run,
+        })
+    };
+    names.iter().filter_map(keeper).collect()
+}
+
+/// Host, process and start time: a restarted scaler is another holder, since it remembers
+/// nothing.
+fn holder() -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    format!("{}/{}/{}", host.trim(), std::process::id(), clock::now().unix_ms())
+}

@@ -1,0 +1,3 @@
+fn main() -> std::process::ExitCode {
+    weirgate_scaler::cli::run(std::env::args_os())
+}

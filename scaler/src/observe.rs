@@ -1,0 +1,101 @@
+//! What is known of one fleet at one moment. A source that fails is *unknown*, never zero.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::time::Duration;
+
+use weirgate_common::clock::{self, Timestamp};
+use weirgate_common::ledger::{Ledger, WorkerReport, WorkerState};
+use weirgate_common::queue::{Depth, Queue, QueueError};
+
+use crate::group::{Group, GroupState, InstanceId};
+
+/// One source that has not answered after this long counts as unknown: a decision on what is
+/// known is worth more than a late one on everything.
+pub const ANSWER_MAX: Duration = Duration::from_secs(10);
+
+/// A worker report older than this says nothing about the present.
+pub const REPORT_AGE_MAX: Duration = Duration::from_secs(30);
+
+/// The port to a queue's counters.
+pub trait Gauge: Send + Sync {
+    /// One reading: approximate, up to a minute behind, and not atomic across its numbers.
+    fn depth(&self) -> impl Future<Output = Result<Depth, QueueError>> + Send;
+}
+
+impl Gauge for Queue {
+    async fn depth(&self) -> Result<Depth, QueueError> {
+        Queue::depth(self).await
+    }
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Observation {
+    pub at: Timestamp,
+    pub depth: Reading<Depth>,
+    pub group: Reading<GroupState>,
+    pub workers: Reading<Vec<WorkerReport>>,
+}
+
+/// What one source said, or why it said nothing.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Reading<T> {
+    Known(T),
+    Unknown(String),
+}
+
+impl<T> Reading<T> {
+    pub fn known(&self) -> Option<&T> {
+        match self {
+            Reading::Known(value) => Some(value),
+            Reading::Unknown(_) => None,
+        }
+    }
+
+    pub fn why_unknown(&self) -> Option<&str> {
+        match self {
+            Reading::Known(_) => None,
+            Reading::Unknown(why) => Some(why),
+        }
+    }
+}
+
+impl Observation {
+    /// Reports that still say something about `now`, by instance.
+    pub fn fresh_workers(&self, now: Timestamp) -> BTreeMap<InstanceId, &WorkerReport> {
+        let reports = self.workers.known().map_or(&[][..], Vec::as_slice);
+        reports
+            .iter()
+            .filter(|report| now.since(report.reported_at) <= REPORT_AGE_MAX)
+            .filter(|report| report.state != WorkerState::Stopped)
+            .map(|report| (InstanceId(report.worker.clone()), report))
+            .collect()
+    }
+}
+
+/// Asks all sources at once. `at` is the time the questions were put: answers can only be newer.
+pub async fn observe(
+    fleet: &str,
+    gauge: &impl Gauge,
+    group: &impl Group,
+    ledger: &Ledger,
+) -> Observation {
+    let at = clock::now();
+    let (depth, group, workers) = tokio::join!(
+        answer(gauge.depth()),
+        answer(group.describe()),
+        answer(ledger.workers(fleet, at.before(REPORT_AGE_MAX))),
+    );
+    Observation { at, depth, group, workers }
+}
+
+async fn answer<T, E: std::error::Error>(
+    question: impl Future<Output = Result<T, E>>,
+) -> Reading<T> {
+    // Boxed: the futures of the AWS SDK are several kilobytes each.
+    match tokio::time::timeout(ANSWER_MAX, Box::pin(question)).await {
+        Ok(Ok(value)) => Reading::Known(value),
+        Ok(Err(error)) => Reading::Unknown(weirgate_common::fault::chain(&error)),
+        Err(_) => Reading::Unknown(format!("no answer within {} s", ANSWER_MAX.as_secs())),
+    }
+}
