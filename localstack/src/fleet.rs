@@ -190,7 +190,13 @@ impl Fleet {
         database: String,
         folder: &Path,
     ) -> Result<Self> {
-        let data_plane = deploy_data_plane(clients, name, &tuning).await?;
+        // moto loads its CloudFormation at the first call, which takes as long as the deployment:
+        // let it do so meanwhile. The answer does not matter.
+        let (data_plane, _) = tokio::join!(
+            deploy_data_plane(clients, name, &tuning),
+            clients.fleet_stacks.describe_stacks().send(),
+        );
+        let data_plane = data_plane?;
         let group = deploy_group(clients, name, &tuning, &data_plane).await?;
         create_folder(folder)?;
         let config = folder.join("weirgate.toml");
@@ -202,7 +208,10 @@ impl Fleet {
     /// After LocalStack lost it. Objects and messages are gone.
     pub async fn redeploy_data_plane(&self, clients: &Clients) -> Result<()> {
         let again = deploy_data_plane(clients, &self.name, &self.tuning).await?;
-        anyhow::ensure!(again == self.data_plane, "the data-plane stack came back with other names");
+        anyhow::ensure!(
+            again == self.data_plane,
+            "the data-plane stack came back with other names"
+        );
         Ok(())
     }
 

@@ -4,6 +4,8 @@
 //! layout ─▶ process ─▶ progress ─▶ python      where things live, what runs, what is installed
 //!   └─▶ programs ─▶ emulators                  LocalStack, moto, PostgreSQL as child processes
 //!         └─▶ stack ─▶ fleet ─▶ world          the templates of infra/, deployed to them
+//!               └─▶ launcher, service        processes for the group's instances, and the scaler
+//!                     └─▶ cli                  up, down, status, reset, env
 //! ```
 //!
 //! What is tested against a world is what ships: queue, topic, bucket and group come from the
@@ -24,3 +26,8 @@ pub mod stack;
 pub mod fleet;
 
 pub mod world;
+
+pub mod launcher;
+pub mod service;
+
+pub mod cli;

@@ -3,11 +3,13 @@
 //! `weirgate-local` is all of them in one (`weirgate-local run importer …`), so that one build is
 //! enough to run the whole system.
 
+#![allow(clippy::print_stderr, reason = "a wrong program name is told to a person")]
+
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Command, ExitCode};
 
 use anyhow::{Context as _, Result};
 
@@ -35,6 +37,16 @@ impl Program {
         Self { name: name.to_owned(), path, args: vec![RUN.into(), name.into()] }
     }
 
+    /// An importer, which takes the fleet from its configuration.
+    pub fn importer() -> Result<Self> {
+        Self::of_fleet("importer")
+    }
+
+    /// The scaler as a service.
+    pub fn scaler() -> Result<Self> {
+        Ok(Self::of_fleet("scaler")?.arg("run"))
+    }
+
     pub fn arg(mut self, arg: impl Into<OsString>) -> Self {
         self.args.push(arg.into());
         self
@@ -46,6 +58,18 @@ impl Program {
         forget_aws(&mut command);
         command.envs(environment);
         command
+    }
+}
+
+/// Becomes the program named first; the rest are its arguments.
+pub fn dispatch(program: Vec<OsString>) -> ExitCode {
+    let name = program.first().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
+    match name.as_str() {
+        "scaler" => weirgate_scaler::cli::run(program.into_iter()),
+        _ => {
+            eprintln!("error: there is no program {name:?}; try importer, scaler or weirgate");
+            ExitCode::from(2)
+        }
     }
 }
 

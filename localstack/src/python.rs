@@ -24,7 +24,8 @@ const OLDEST: (u32, u32) = (3, 10);
 const NEWEST_TRIED: (u32, u32) = (3, 13);
 
 /// Tried versions first: the plain names may be too old, or too new to be tried.
-const NAMES: [&str; 6] = ["python3", "python3.13", "python3.12", "python3.11", "python3.10", "python"];
+const NAMES: [&str; 6] =
+    ["python3", "python3.13", "python3.12", "python3.11", "python3.10", "python"];
 
 /// Longest wait between two signs of life during the installation.
 const HEARTBEAT: Duration = Duration::from_secs(10);
@@ -251,9 +252,10 @@ fn probe(python: &Path) -> Probe {
 
 fn read_probe(success: bool, stdout: &[u8], stderr: &[u8]) -> Probe {
     let stdout = String::from_utf8_lossy(stdout);
-    let version = stdout.trim().split_once(' ').and_then(|(major, minor)| {
-        Some((major.parse::<u32>().ok()?, minor.parse::<u32>().ok()?))
-    });
+    let version = stdout
+        .trim()
+        .split_once(' ')
+        .and_then(|(major, minor)| Some((major.parse::<u32>().ok()?, minor.parse::<u32>().ok()?)));
     match (version, success) {
         // Too old is the better complaint: an old Python's missing venv does not matter.
         (Some(version), true) => Probe::Version(version),
@@ -287,7 +289,12 @@ mod tests {
             (true, "3 11\n", "", Probe::Version((3, 11))),
             (false, "3 11\n", "No module named 'ensurepip'", Probe::NoVenv),
             (false, "2 7\n", "No module named venv", Probe::Version((2, 7))),
-            (false, "", "shim: no such version\nmore", Probe::Broken("shim: no such version".into())),
+            (
+                false,
+                "",
+                "shim: no such version\nmore",
+                Probe::Broken("shim: no such version".into()),
+            ),
         ] {
             assert_eq!(read_probe(success, stdout.as_bytes(), stderr.as_bytes()), expected);
         }

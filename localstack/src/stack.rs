@@ -23,9 +23,9 @@ pub async fn deploy(
     template: &str,
     parameters: &BTreeMap<String, String>,
 ) -> Result<Outputs> {
-    let parameters = parameters.iter().map(|(key, value)| {
-        Parameter::builder().parameter_key(key).parameter_value(value).build()
-    });
+    let parameters = parameters
+        .iter()
+        .map(|(key, value)| Parameter::builder().parameter_key(key).parameter_value(value).build());
     client
         .create_stack()
         .stack_name(name)

@@ -86,7 +86,6 @@ impl World {
         for name in pids.sweep().await {
             options.progress.line(&format!("ended {name}, left over from an earlier run"));
         }
-        // The lock file is outside the world's folder, so that the folder can go.
         if options.fresh {
             remove_folder(&folder)?;
         }
@@ -100,9 +99,7 @@ impl World {
         let postgres = async {
             match options.database {
                 DatabaseKind::Sqlite => Ok(None),
-                DatabaseKind::Postgres => {
-                    Postgres::start(&python, cache, &folder).await.map(Some)
-                }
+                DatabaseKind::Postgres => Postgres::start(&python, cache, &folder).await.map(Some),
             }
         };
         let (localstack, moto, postgres) = tokio::try_join!(
@@ -237,6 +234,7 @@ impl World {
             database: self.database,
             data_plane: self.fleet.data_plane.clone(),
             group: self.fleet.group.clone(),
+            config: self.fleet.config.clone(),
             environment: self.environment(),
         };
         state.write(&self.folder)
@@ -250,15 +248,31 @@ fn database_url(postgres: Option<&Postgres>, folder: &Path, name: &str) -> Strin
     }
 }
 
-/// One owner per world. The kernel lets go of the lock when the owner dies.
-fn hold(layout: &Layout, world: &str) -> Result<FileLock> {
+/// One owner per world. The kernel lets go of the lock when the owner dies; its content tells
+/// others whom to ask to end the world.
+pub fn hold(layout: &Layout, world: &str) -> Result<FileLock> {
     let path = lock_file(layout, world);
-    FileLock::try_take(&path)?.with_context(|| {
-        format!("the world {world:?} of this checkout is running; `weirgate-local down` ends it")
-    })
+    let lock = FileLock::try_take(&path)?.with_context(|| {
+        format!(
+            "the world {world:?} of this checkout is running; \
+             `weirgate-local down --world {world}` ends it"
+        )
+    })?;
+    let owner = Identity::of_self().context("read this process's own start time")?;
+    std::fs::write(&path, serde_json::to_vec(&owner)?)
+        .with_context(|| format!("write {}", path.display()))?;
+    Ok(lock)
 }
 
-pub fn lock_file(layout: &Layout, world: &str) -> PathBuf {
+/// Whoever runs the world, or is about to.
+pub fn owner(layout: &Layout, world: &str) -> Option<Identity> {
+    let content = std::fs::read(lock_file(layout, world)).ok()?;
+    let owner: Identity = serde_json::from_slice(&content).ok()?;
+    owner.is_running().then_some(owner)
+}
+
+/// Beside the world's folder, so that the folder can be removed under the lock.
+fn lock_file(layout: &Layout, world: &str) -> PathBuf {
     layout.worlds().join(format!("{world}.lock"))
 }
 
@@ -270,6 +284,7 @@ pub struct State {
     pub database: DatabaseKind,
     pub data_plane: DataPlane,
     pub group: String,
+    pub config: PathBuf,
     pub environment: BTreeMap<String, String>,
 }
 

@@ -52,8 +52,14 @@ async fn notifications_reach_the_queue(world: &World, fleet: &Fleet) -> Result<(
     let queue = &fleet.data_plane.queue_url;
     // S3 sends a test event first when a notification is set up.
     for _ in 0..5 {
-        let received =
-            world.clients.sqs.receive_message().queue_url(queue).wait_time_seconds(2).send().await?;
+        let received = world
+            .clients
+            .sqs
+            .receive_message()
+            .queue_url(queue)
+            .wait_time_seconds(2)
+            .send()
+            .await?;
         for message in received.messages() {
             let body = message.body().unwrap_or_default();
             if body.contains("ObjectCreated:Put") {

@@ -6,7 +6,6 @@ use std::process::{Command, ExitStatus};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use rustix::process::Signal;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use weirgate_common::clock;
@@ -19,9 +18,6 @@ use crate::python::Python;
 
 /// A cold machine needs about 15 s; this is for one under heavy load.
 const START_MAX: Duration = Duration::from_secs(90);
-
-/// LocalStack stops its services in turn; nothing in them is worth waiting longer for.
-const STOP_GRACE: Duration = Duration::from_secs(3);
 
 /// What the data-plane stack and the programs call. LocalStack answers for nothing else.
 const SERVICES: &str = "cloudformation,cloudwatch,iam,logs,s3,sns,sqs,sts";
@@ -135,8 +131,9 @@ impl Emulator {
         self.ready().await
     }
 
+    /// There is no state to save, so nothing is gained by asking.
     pub async fn stop(mut self) {
-        self.child.stop(Signal::TERM, STOP_GRACE).await;
+        self.kill().await;
         self.pids.forget(self.kind.name());
     }
 

@@ -1,0 +1,229 @@
+//! A world that outlives the command that started it: `up` starts a supervisor in a session of
+//! its own, shows its log until the world is ready, and leaves.
+//!
+//! Until then the supervisor's standard input is a pipe from `up`. If it closes without the word
+//! [`KEEP`], `up` was interrupted or killed and the supervisor ends, so that nothing is left that
+//! nobody knows of.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
+use std::os::unix::process::CommandExt as _;
+use std::path::Path;
+use std::process::{Command, ExitCode, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use tokio::signal::unix::{SignalKind, signal};
+use weirgate_common::clock;
+
+use super::{UpArgs, running, supervisor_log, view};
+use crate::launcher::{Launcher, Limits};
+use crate::layout::{Layout, create_folder};
+use crate::programs::Program;
+use crate::progress::Progress;
+use crate::service::Service;
+use crate::world::World;
+
+const KEEP: &[u8] = b"keep";
+
+/// Above the drain grace of the importers, so that theirs ends first and is seen to work.
+const GRACE_MARGIN: Duration = Duration::from_secs(2);
+
+const TEND_PERIOD: Duration = Duration::from_secs(1);
+
+pub(super) async fn up(layout: &Layout, args: &UpArgs) -> Result<ExitCode> {
+    let started = clock::monotonic();
+    if let Some(state) = running(layout, &args.world)? {
+        if state.database != args.database() {
+            bail!(
+                "{:?} is running with another database; end it first: weirgate-local down",
+                args.world.world
+            );
+        }
+        eprintln!("already running");
+        return Ok(ExitCode::SUCCESS);
+    }
+    let folder = layout.world(&args.world.world)?;
+    let log = supervisor_log(layout, &args.world.world)?;
+    create_folder(log.parent().unwrap_or(&folder))?;
+    drop(fs::remove_file(&log));
+
+    let mut interrupted = signal(SignalKind::interrupt())?;
+    let mut terminated = signal(SignalKind::terminate())?;
+    let mut supervisor = start_supervisor(args, &log)?;
+    let mut shown = Tail::new(&log);
+    let interrupt = loop {
+        shown.show();
+        if let Some(status) = supervisor.try_wait()? {
+            shown.show();
+            bail!("the start failed ({status}); the logs are in {}", folder.join("logs").display());
+        }
+        if running(layout, &args.world)?.is_some() {
+            break false;
+        }
+        tokio::select! {
+            () = tokio::time::sleep(Duration::from_millis(50)) => {}
+            _ = interrupted.recv() => break true,
+            _ = terminated.recv() => break true,
+        }
+    };
+    shown.show();
+    let mut keeper = supervisor.stdin.take().context("the supervisor's input is a pipe")?;
+    if interrupt {
+        drop(keeper);
+        eprintln!("interrupted; ending what was started …");
+        supervisor.wait()?;
+        return Ok(ExitCode::from(130));
+    }
+    keeper.write_all(KEEP)?;
+    drop(keeper);
+    let took = clock::monotonic().saturating_sub(started);
+    eprintln!("up in {:.1} s", took.as_secs_f64());
+    if let Some(state) = running(layout, &args.world)? {
+        view::out(&view::summary(&state, &folder));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn start_supervisor(args: &UpArgs, log: &Path) -> Result<std::process::Child> {
+    let log = OpenOptions::new().create(true).append(true).open(log)?;
+    let mut command = Command::new(std::env::current_exe().context("find this program")?);
+    command
+        .arg("supervise")
+        .args(args.to_args())
+        .stdin(Stdio::piped())
+        .stdout(log.try_clone()?)
+        .stderr(log);
+    // SAFETY: between fork and exec only one system call is made, and nothing is allocated.
+    unsafe {
+        command.pre_exec(|| {
+            // Out of the terminal's reach: neither Ctrl-C nor its closing is meant for it.
+            rustix::process::setsid()?;
+            Ok(())
+        });
+    }
+    command.spawn().context("start the supervisor")
+}
+
+/// Owns the world until it is told to end.
+pub(super) async fn supervise(args: &UpArgs) -> Result<ExitCode> {
+    let progress = Progress::Stderr;
+    let mut terminated = signal(SignalKind::terminate())?;
+    let mut starter = Starter::listen();
+    let starting = World::start(args.options());
+    let mut world = tokio::select! {
+        world = starting => world?,
+        () = starter.gone() => bail!("whoever started this is gone"),
+        _ = terminated.recv() => return Ok(ExitCode::SUCCESS),
+    };
+    let mut programs = Programs::start(&world, args, progress)?;
+    loop {
+        tokio::select! {
+            _ = terminated.recv() => break,
+            () = starter.gone() => break,
+            () = tokio::time::sleep(TEND_PERIOD) => {}
+        }
+        // What cannot be revived now is tried again; the log says so each time.
+        if let Err(error) = tend(&mut world, &mut programs).await {
+            progress.line(&format!("{error:#}"));
+        }
+    }
+    programs.stop().await;
+    world.stop().await;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn tend(world: &mut World, programs: &mut Programs) -> Result<()> {
+    world.tend().await?;
+    if let Some(scaler) = &mut programs.scaler {
+        scaler.tend()?;
+    }
+    Ok(())
+}
+
+/// What works on the world's fleet.
+#[derive(Default)]
+struct Programs {
+    launcher: Option<Launcher>,
+    scaler: Option<Service>,
+}
+
+impl Programs {
+    fn start(world: &World, args: &UpArgs, progress: Progress) -> Result<Self> {
+        if args.bare {
+            return Ok(Self::default());
+        }
+        let grace = world.fleet.tuning.drain_grace + GRACE_MARGIN;
+        let limits = Limits::new(args.boot_delay, grace);
+        let importer = Program::importer()?;
+        let launcher = Launcher::start(world, &world.fleet, importer, limits, progress);
+        let scaler = Service::start(world, Program::scaler()?, progress)?;
+        Ok(Self { launcher: Some(launcher), scaler: Some(scaler) })
+    }
+
+    async fn stop(self) {
+        // The scaler first: it must not grow the group that is being drained.
+        if let Some(scaler) = self.scaler {
+            scaler.stop().await;
+        }
+        if let Some(launcher) = self.launcher {
+            launcher.stop().await;
+        }
+    }
+}
+
+/// Whoever started the supervisor, at the other end of standard input.
+struct Starter {
+    /// Completes only when the starter went without asking to keep the world.
+    gone: Option<tokio::sync::oneshot::Receiver<()>>,
+}
+
+impl Starter {
+    fn listen() -> Self {
+        let (sender, gone) = tokio::sync::oneshot::channel();
+        std::thread::spawn(move || {
+            let mut said = Vec::new();
+            // An error is an end, too.
+            drop(std::io::stdin().read_to_end(&mut said));
+            if said != KEEP {
+                let _ = sender.send(());
+            }
+        });
+        Self { gone: Some(gone) }
+    }
+
+    async fn gone(&mut self) {
+        if let Some(gone) = &mut self.gone {
+            let kept = gone.await.is_err();
+            self.gone = None;
+            if !kept {
+                return;
+            }
+        }
+        std::future::pending().await
+    }
+}
+
+/// Shows what is added to a file.
+struct Tail<'a> {
+    path: &'a Path,
+    offset: u64,
+}
+
+impl<'a> Tail<'a> {
+    fn new(path: &'a Path) -> Self {
+        Self { path, offset: 0 }
+    }
+
+    fn show(&mut self) {
+        let mut text = Vec::new();
+        let read = File::open(self.path).and_then(|mut file| {
+            file.seek(SeekFrom::Start(self.offset))?;
+            file.read_to_end(&mut text)
+        });
+        if let Ok(count) = read {
+            self.offset += count as u64;
+            drop(std::io::stderr().write_all(&text));
+        }
+    }
+}
