@@ -1,0 +1,3 @@
+fn main() -> std::process::ExitCode {
+    weirgate_operator::cli::run(std::env::args_os())
+}
