@@ -1,10 +1,34 @@
 //! The data plane: from a queue message to committed rows, exactly once in effect.
 //!
 //! ```text
-//! event     body → events                          untrusted input
-//!   └─▶ protocol   the delivery state machine      pure: step(now, input) → effects
+//! event          body → events                         untrusted input
+//!   └─▶ protocol     the delivery state machine        pure: step(now, input) → effects
+//!         └─▶ object     pinned, streaming reads
+//!               └─▶ avro, rows   bytes → rows in the sink's wire format
+//!                     └─▶ sink       rows + ledger row, one transaction
+//!                           └─▶ import     one event of one feed, settled
+//!   intake, sqs      messages in, acknowledgements out
+//!         └─▶ worker     the one select!: runs effects, feeds results back
+//!               └─▶ cli      the program
 //! ```
 
-pub mod event;
 pub mod failure;
+
+pub mod event;
+
 pub mod protocol;
+
+pub mod object;
+
+pub mod avro;
+pub mod rows;
+
+pub mod sink;
+
+pub mod import;
+
+mod intake;
+mod sqs;
+pub mod worker;
+
+pub mod cli;

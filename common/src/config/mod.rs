@@ -406,6 +406,22 @@ impl TableName {
         }
         Ok(TableName { schema: schema.map(str::to_owned), name: name.to_owned() })
     }
+
+    /// Quoted, for statements on PostgreSQL.
+    pub fn in_postgres(&self) -> String {
+        match &self.schema {
+            Some(schema) => format!("\"{schema}\".\"{}\"", self.name),
+            None => format!("\"{}\"", self.name),
+        }
+    }
+
+    /// Plain. SQLite has no schemas: theirs becomes a prefix, as the ledger's does.
+    pub fn in_sqlite(&self) -> String {
+        match &self.schema {
+            Some(schema) => format!("{schema}_{}", self.name),
+            None => self.name.clone(),
+        }
+    }
 }
 
 impl fmt::Display for TableName {

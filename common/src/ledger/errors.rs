@@ -27,8 +27,7 @@ impl LedgerError {
 
 /// The class of a database error.
 ///
-/// SQLSTATE classes: PostgreSQL manual, appendix A. SQLite result codes: sqlite.org/rescode.html
-/// (primary code = low byte).
+/// SQLSTATE classes: PostgreSQL manual, appendix A.
 pub fn database_fault(error: &sqlx::Error) -> Fault {
     let away = Fault::Outage(Dependency::Database);
     let sqlx::Error::Database(answer) = error else {
@@ -43,17 +42,22 @@ pub fn database_fault(error: &sqlx::Error) -> Fault {
             _ => Fault::Permanent,
         };
     };
-    let code = answer.code().unwrap_or_default();
     if let Some(postgres) = answer.try_downcast_ref::<sqlx::postgres::PgDatabaseError>() {
         return postgres_fault(postgres.code());
     }
-    match code.parse::<u32>().map(|code| code & 0xff) {
+    let code = answer.code().unwrap_or_default();
+    code.parse().map_or(Fault::Permanent, sqlite_fault)
+}
+
+/// The class of an SQLite result code, primary or extended (sqlite.org/rescode.html).
+pub fn sqlite_fault(code: u32) -> Fault {
+    match code & 0xff {
         // BUSY, LOCKED: another process holds the one writer's lock.
-        Ok(5 | 6) => Fault::Busy,
+        5 | 6 => Fault::Busy,
         // INTERRUPT, SCHEMA (changed under us)
-        Ok(9 | 17) => Fault::Transient,
+        9 | 17 => Fault::Transient,
         // NOMEM, READONLY, IOERR, CORRUPT, FULL, CANTOPEN, PROTOCOL, NOTADB
-        Ok(7 | 8 | 10 | 11 | 13 | 14 | 15 | 26) => away,
+        7 | 8 | 10 | 11 | 13 | 14 | 15 | 26 => Fault::Outage(Dependency::Database),
         _ => Fault::Permanent,
     }
 }

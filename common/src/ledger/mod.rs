@@ -29,7 +29,7 @@ use crate::clock::Timestamp;
 use crate::config::Database;
 
 pub use control::PlanRecord;
-pub use errors::{LedgerError, database_fault};
+pub use errors::{LedgerError, database_fault, sqlite_fault};
 pub use failures::{Failure, Resolution};
 pub use objects::FeedSummary;
 pub use workers::{WorkerReport, WorkerState};

@@ -7,6 +7,8 @@ use crate::failure::Failure;
 
 pub(super) struct Delivery {
     pub(super) tasks: Vec<Task>,
+    /// Something else in the message that can never be processed.
+    pub(super) unprocessable: Option<Failure>,
     pub(super) receive_count: u32,
     pub(super) received_at: Moment,
     /// From when the current lease counts. Before the first extension: the receipt.
@@ -118,6 +120,9 @@ impl Delivery {
     /// The stage that the failed events ask for: a burial outweighs a release, since the copy in
     /// the dead-letter queue brings every event of the message back.
     pub(super) fn verdict(&self, now: Moment) -> Option<Stage> {
+        if let Some(failure) = &self.unprocessable {
+            return Some(Stage::burying(now, None, 1, failure.clone()));
+        }
         let mut release = None;
         for (index, task) in self.tasks.iter().enumerate() {
             match &task.state {

@@ -77,7 +77,7 @@ pub struct Arrival {
     pub receive_count: u32,
     /// Memory that importing each event needs. Empty: nothing to do but acknowledge.
     pub costs: Vec<u64>,
-    /// The message cannot be processed at all: it is no event, or for no feed.
+    /// Something in the message cannot be processed: it is no event, or for no feed.
     pub failure: Option<Failure>,
 }
 
@@ -241,21 +241,18 @@ impl Protocol {
         assert!(self.receiving, "messages arrive only when asked for");
         self.receiving = false;
         for arrival in arrivals {
-            let stage = match arrival.failure {
-                Some(failure) => Stage::burying(now, None, 1, failure),
-                None if arrival.costs.is_empty() => Stage::deleting(now + ACK_LINGER),
-                None => Stage::Working,
-            };
-            let delivery = Delivery {
+            let mut delivery = Delivery {
                 tasks: arrival.costs.into_iter().map(|cost| Task::new(cost, now)).collect(),
+                unprocessable: arrival.failure,
                 receive_count: arrival.receive_count,
                 received_at: now,
                 leased_at: now,
                 lease: self.limits.lease,
                 extending: false,
                 lost: false,
-                stage,
+                stage: Stage::Working,
             };
+            delivery.conclude(now, ACK_LINGER);
             let known = self.deliveries.insert(arrival.delivery, delivery);
             assert!(known.is_none(), "delivery ids are never reused");
         }

@@ -20,6 +20,8 @@ const RECEIVES_MAX: u32 = 5;
 /// A message as the simulated SQS keeps it.
 struct Queued {
     events: Vec<Kind>,
+    /// It also holds something that can never be processed.
+    strange: bool,
     visible_at: Moment,
     receives: u32,
     /// The delivery whose receipt is valid.
@@ -61,7 +63,9 @@ impl World {
                         _ => Kind::Good,
                     })
                     .collect();
-                (id, Queued { events, visible_at: Moment::ZERO, receives: 0, receipt: None })
+                let strange = rng.random_bool(0.05);
+                let visible_at = Moment::ZERO;
+                (id, Queued { events, strange, visible_at, receives: 0, receipt: None })
             })
             .collect();
         let outage = rng.random_bool(0.3).then(|| {
@@ -171,7 +175,7 @@ impl World {
                 delivery,
                 receive_count: queued.receives,
                 costs: queued.events.iter().map(|_| 1).collect(),
-                failure: None,
+                failure: queued.strange.then(|| Failure::permanent("no_feed", "")),
             });
         }
         arrivals
@@ -222,6 +226,7 @@ impl World {
         let Some(queued) = self.queue.get(&message) else { return true };
         let settled =
             (0..queued.events.len()).all(|index| self.committed.contains(&(message, index)));
+        let settled = settled && !queued.strange;
         assert!(
             settled || self.dead.contains(&message),
             "message {message} was deleted before it was settled"
@@ -265,8 +270,11 @@ fn limits(seed: u64) -> Limits {
 
 fn simulate(seed: u64) {
     let mut world = World::new(seed);
-    let messages: BTreeMap<usize, Vec<Kind>> =
-        world.queue.iter().map(|(id, queued)| (*id, queued.events.clone())).collect();
+    let messages: BTreeMap<usize, (Vec<Kind>, bool)> = world
+        .queue
+        .iter()
+        .map(|(id, queued)| (*id, (queued.events.clone(), queued.strange)))
+        .collect();
     let limits = limits(seed);
     let mut protocol = Protocol::new(limits.clone());
     let mut input = Input::Wake;
@@ -291,11 +299,11 @@ fn simulate(seed: u64) {
         };
     }
     assert!(stopped, "the run did not come to an end");
-    for (id, events) in messages {
+    for (id, (events, strange)) in messages {
         let committed = (0..events.len()).all(|index| world.committed.contains(&(id, index)));
         let dead = world.dead.contains(&id) || world.redriven.contains(&id);
         assert!(committed || dead, "message {id} was lost");
-        let poison = events.contains(&Kind::Poison);
+        let poison = strange || events.contains(&Kind::Poison);
         assert!(!poison || dead, "poison message {id} is not in the dead-letter queue");
         // A neighbour of poison is imported all the same.
         for (index, kind) in events.iter().enumerate() {

@@ -1,0 +1,3 @@
+fn main() -> std::process::ExitCode {
+    weirgate_importer::cli::run(std::env::args_os())
+}

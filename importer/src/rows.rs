@@ -1,0 +1,250 @@
+//! Object bytes → chunks of rows in the sink's wire format, off the async threads.
+//!
+//! ```text
+//! async: S3 body ──bytes──▶ blocking thread: blocks → decompress → transcode ──chunks──▶ sink
+//! ```
+//!
+//! Both channels are short, so an object of any size needs the memory of a few chunks, and a slow
+//! database slows the download down.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::sync::mpsc;
+use weirgate_common::fault::{self, Fault};
+
+use crate::avro::codec::Decompressor;
+use crate::avro::container::{ContainerError, Header, Reader};
+use crate::avro::fault::Fault as AvroFault;
+use crate::avro::limits::Limits;
+use crate::avro::plan::{Constants, Plan, Rows};
+use crate::failure::Failure;
+use crate::object::Object;
+
+/// Chunks of this size keep the per-chunk cost of channels and sockets far below the cost of
+/// the rows in it.
+const CHUNK_BYTES: usize = 256 << 10;
+
+/// Chunks and body parts that may wait for the next stage.
+const QUEUED_MAX: usize = 4;
+
+/// An object whose rows fit into this is decoded to its end before the transaction opens, so
+/// that its faults never reach the database.
+const PREFETCH_BYTES: usize = 8 << 20;
+
+/// What the thread makes of each block.
+pub enum Format {
+    /// Binary COPY tuples.
+    Copy { plan: Arc<Plan>, constants: Constants },
+    /// Decompressed blocks, to be bound row by row inside the transaction.
+    Blocks,
+}
+
+/// Rows in wire format.
+#[derive(Debug, Default)]
+pub struct Chunk {
+    pub rows: u64,
+    /// Position in the file of the first of them.
+    pub first_row: u64,
+    pub bytes: Vec<u8>,
+}
+
+/// An object opened as far as its header.
+pub struct Opened {
+    name: String,
+    object: Object,
+    /// `None`: the object has no bytes at all, hence no rows and no schema.
+    reader: Option<Reader>,
+}
+
+/// The chunks of one object, in order.
+pub struct Chunks {
+    ready: VecDeque<Chunk>,
+    /// `None`: all of them are in `ready`.
+    more: Option<Receiver<Chunk>>,
+}
+
+/// The end is a message of its own: a channel that closes without it belongs to a stage that
+/// died, and must not pass for an object that ended.
+type Item<T> = Result<Option<T>, Failure>;
+type Sender<T> = mpsc::Sender<Item<T>>;
+type Receiver<T> = mpsc::Receiver<Item<T>>;
+
+fn stage_died() -> Failure {
+    Failure::new(Fault::Transient, "importer_failed", "a stage of the importer ended early")
+}
+
+impl Opened {
+    /// Reads up to the end of the header.
+    pub async fn read_header(name: String, mut object: Object) -> Result<Self, Failure> {
+        let mut reader = Reader::new(Limits::default());
+        let mut empty = true;
+        loop {
+            if reader.read_header().map_err(|error| corrupt(&name, &error))?.is_some() {
+                return Ok(Opened { name, object, reader: Some(reader) });
+            }
+            match object.next().await? {
+                Some(bytes) => {
+                    empty &= bytes.is_empty();
+                    reader.push(&bytes);
+                }
+                None if empty => return Ok(Opened { name, object, reader: None }),
+                None => {
+                    let error = reader.finish().err().unwrap_or(ContainerError::Empty);
+                    return Err(corrupt(&name, &error));
+                }
+            }
+        }
+    }
+
+    pub fn header(&self) -> Option<&Header> {
+        self.reader.as_ref()?.header()
+    }
+
+    pub fn bytes(&self) -> u64 {
+        self.object.size()
+    }
+
+    /// Starts reading and transcoding, and waits until the object is through or
+    /// [`PREFETCH_BYTES`] of rows are ready.
+    pub async fn start(self, format: Format) -> Result<Chunks, Failure> {
+        let mut ready = VecDeque::new();
+        let Some(reader) = self.reader else { return Ok(Chunks { ready, more: None }) };
+        let (body_sender, body) = mpsc::channel(QUEUED_MAX);
+        let (chunk_sender, mut chunks) = mpsc::channel(QUEUED_MAX);
+        tokio::spawn(download(self.object, body_sender));
+        let name = self.name;
+        tokio::task::spawn_blocking(move || {
+            let end = transcode(&name, reader, body, &format, &chunk_sender).map(|()| None);
+            // Nobody listens when the import ended before the object did.
+            let _ = chunk_sender.blocking_send(end);
+        });
+        let mut bytes = 0;
+        while bytes < PREFETCH_BYTES {
+            match chunks.recv().await.unwrap_or_else(|| Err(stage_died()))? {
+                Some(chunk) => {
+                    bytes += chunk.bytes.len();
+                    ready.push_back(chunk);
+                }
+                None => return Ok(Chunks { ready, more: None }),
+            }
+        }
+        Ok(Chunks { ready, more: Some(chunks) })
+    }
+}
+
+impl Chunks {
+    /// `None` only once the object was read and transcoded to its end.
+    pub async fn next(&mut self) -> Result<Option<Chunk>, Failure> {
+        if let Some(chunk) = self.ready.pop_front() {
+            return Ok(Some(chunk));
+        }
+        let Some(more) = &mut self.more else { return Ok(None) };
+        let item = more.recv().await.unwrap_or_else(|| Err(stage_died()))?;
+        if item.is_none() {
+            self.more = None;
+        }
+        Ok(item)
+    }
+}
+
+async fn download(mut object: Object, body: Sender<Bytes>) {
+    loop {
+        let part = object.next().await.map_err(Failure::from);
+        let last = !matches!(part, Ok(Some(_)));
+        // The other side is gone when the import ended early.
+        if body.send(part).await.is_err() || last {
+            return;
+        }
+    }
+}
+
+/// Runs on a blocking thread until the object ends, fails, or nobody wants its chunks any more.
+fn transcode(
+    name: &str,
+    mut reader: Reader,
+    mut body: Receiver<Bytes>,
+    format: &Format,
+    chunks: &Sender<Chunk>,
+) -> Result<(), Failure> {
+    let header = reader.header().expect("transcoding starts after the header");
+    let mut decompressor = Decompressor::new(header.codec, &Limits::default());
+    let mut scratch = Vec::new();
+    let mut pending = Chunk::default();
+    loop {
+        while let Some(block) = reader.next_block().map_err(|error| corrupt(name, &error))? {
+            let data = decompressor
+                .decompress(&block, &mut scratch)
+                .map_err(|error| corrupt(name, &error))?;
+            let wanted = match format {
+                Format::Copy { plan, constants } => {
+                    let mut rows = plan.rows(data, block.rows);
+                    copy(&mut rows, constants, &mut pending, chunks)
+                        .map_err(|fault| bad_row(name, block.first_row, fault))?
+                }
+                Format::Blocks => {
+                    let (rows, first_row) = (block.rows, block.first_row);
+                    send(chunks, Chunk { rows, first_row, bytes: data.to_vec() })
+                }
+            };
+            if !wanted {
+                return Ok(());
+            }
+        }
+        match body.blocking_recv().unwrap_or_else(|| Err(stage_died()))? {
+            Some(part) => reader.push(&part),
+            None => break,
+        }
+    }
+    reader.finish().map_err(|error| corrupt(name, &error))?;
+    if pending.rows > 0 {
+        send(chunks, pending);
+    }
+    Ok(())
+}
+
+/// Fills and sends chunks from one block. False when nobody wants them any more.
+fn copy(
+    rows: &mut Rows<'_, '_>,
+    constants: &Constants,
+    pending: &mut Chunk,
+    chunks: &Sender<Chunk>,
+) -> Result<bool, AvroFault> {
+    loop {
+        let before = rows.remaining();
+        if pending.bytes.capacity() == 0 {
+            pending.bytes.reserve(CHUNK_BYTES + CHUNK_BYTES / 8);
+        }
+        rows.copy(constants, &mut pending.bytes, CHUNK_BYTES)?;
+        pending.rows += before - rows.remaining();
+        if pending.bytes.len() >= CHUNK_BYTES && !send(chunks, std::mem::take(pending)) {
+            return Ok(false);
+        }
+        if rows.remaining() == 0 {
+            return Ok(true);
+        }
+    }
+}
+
+fn send(chunks: &Sender<Chunk>, chunk: Chunk) -> bool {
+    chunks.blocking_send(Ok(Some(chunk))).is_ok()
+}
+
+fn corrupt(name: &str, error: &(dyn std::error::Error + 'static)) -> Failure {
+    Failure::permanent("corrupt_object", format!("{name}: {}", fault::chain(error)))
+}
+
+/// Names the row by its position in the file.
+pub fn bad_row(name: &str, first_row: u64, fault: AvroFault) -> Failure {
+    match fault {
+        AvroFault::Row(mut row) => {
+            row.ordinal += first_row;
+            Failure::permanent("bad_row", format!("{name}: {row}"))
+        }
+        AvroFault::Corrupt(mut flaw) => {
+            flaw.ordinal += first_row;
+            Failure::permanent("corrupt_object", format!("{name}: {flaw}"))
+        }
+    }
+}

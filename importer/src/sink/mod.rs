@@ -1,0 +1,206 @@
+//! The database side: one transaction that holds an object's rows and its ledger row.
+//!
+//! ```text
+//! admission   what the ledger says about the object       pure
+//!   └─▶ target     the table, made or brought up to date; the plan for its columns
+//!         └─▶ statement   rows bound to a prepared statement (SQLite)
+//!               └─▶ postgres, sqlite   the transaction
+//! ```
+
+pub mod admission;
+mod target;
+
+mod statement;
+
+mod postgres;
+mod sqlite;
+
+use std::sync::Arc;
+
+use weirgate_common::clock::Timestamp;
+use weirgate_common::config::Feed;
+use weirgate_common::fault::{self, Fault};
+use weirgate_common::ledger::{Ledger, database_fault};
+
+use crate::avro::container::Header;
+use crate::event::ObjectCreated;
+use crate::failure::Failure;
+use crate::rows::Opened;
+use admission::{Admission, LedgerRow, RowState, admit};
+use postgres::Postgres;
+use sqlite::Sqlite;
+use target::{Target, Targets};
+
+/// What an import is about.
+#[derive(Clone, Copy)]
+pub struct Job<'j> {
+    pub feed_name: &'j str,
+    pub feed: &'j Feed,
+    pub object: &'j ObjectCreated,
+    /// `s3://bucket/key`, for people.
+    pub object_name: &'j str,
+    pub received_at: Timestamp,
+    pub worker: &'j str,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    Committed {
+        rows: u64,
+        /// Versions of the key whose rows went away in the same transaction.
+        replaced: usize,
+    },
+    AlreadyCommitted,
+    Superseded,
+}
+
+/// Where rows go.
+#[derive(Clone)]
+pub enum Sink {
+    Postgres(Postgres),
+    Sqlite(Sqlite),
+}
+
+impl Sink {
+    pub fn new(ledger: &Ledger) -> Self {
+        match ledger {
+            Ledger::Postgres(pool) => Sink::Postgres(Postgres::new(pool.clone())),
+            Ledger::Sqlite(pool) => Sink::Sqlite(Sqlite::new(pool.clone())),
+        }
+    }
+
+    /// Whether the object is settled already, without reading it: a redelivery must find its
+    /// ledger row even when the object is gone. The transaction decides again, under a lock.
+    pub async fn is_settled(&self, job: &Job<'_>) -> Result<Option<Outcome>, Failure> {
+        let rows = match self {
+            Sink::Postgres(sink) => sink.ledger_rows(job).await?,
+            Sink::Sqlite(sink) => sink.ledger_rows(job).await?,
+        };
+        let object = job.object;
+        match admit(job.feed.write, &object.etag, object.sequencer.as_deref(), &rows) {
+            Admission::AlreadyCommitted { advance_sequencer: None } => {
+                Ok(Some(Outcome::AlreadyCommitted))
+            }
+            Admission::Superseded => Ok(Some(Outcome::Superseded)),
+            Admission::AlreadyCommitted { .. } | Admission::Import { .. } => Ok(None),
+        }
+    }
+
+    /// Imports one opened object: table, rows, ledger row, commit.
+    pub async fn import(&self, job: &Job<'_>, opened: Opened) -> Result<Outcome, Failure> {
+        match self {
+            Sink::Postgres(sink) => sink.import(job, opened).await,
+            Sink::Sqlite(sink) => sink.import(job, opened).await,
+        }
+    }
+}
+
+/// The ledger row to write, apart from its id and the number of rows.
+struct NewRow<'j> {
+    job: Job<'j>,
+    bytes: i64,
+    fingerprint: Option<i64>,
+}
+
+impl<'j> NewRow<'j> {
+    fn new(job: Job<'j>, opened: &Opened) -> Self {
+        NewRow {
+            job,
+            bytes: i64::try_from(opened.bytes()).unwrap_or(i64::MAX),
+            fingerprint: opened.header().map(|header| header.fingerprint),
+        }
+    }
+}
+
+const SELECT_LEDGER: &str = "SELECT id, etag, sequencer, state FROM weirgate.object
+     WHERE feed = $1 AND bucket = $2 AND key = $3";
+
+const INSERT_LEDGER: &str = "INSERT INTO weirgate.object (id, feed, bucket, key, etag, version_id,
+        sequencer, table_name, state, rows, rejected_rows, bytes, schema_fingerprint, event_at,
+        received_at, committed_at, worker)
+     VALUES ($1, $2, $3, $4, $5, $6, $7, $8, 'committed', $9, 0, $10, $11, $12, $13, $14, $15)";
+
+const MARK_REPLACED: &str = "UPDATE weirgate.object SET state = 'replaced' WHERE id = $1";
+
+const ADVANCE_SEQUENCER: &str = "UPDATE weirgate.object SET sequencer = $2 WHERE id = $1";
+
+const INSERT_SCHEMA: &str = "INSERT INTO weirgate.schema (fingerprint, json, first_seen)
+     VALUES ($1, $2, $3) ON CONFLICT (fingerprint) DO NOTHING";
+
+/// Binds [`INSERT_LEDGER`]; the two databases differ only in type.
+macro_rules! bind_ledger {
+    ($query:expr, $id:expr, $row:expr, $rows:expr, $now:expr) => {{
+        let job = &$row.job;
+        $query
+            .bind($id)
+            .bind(job.feed_name)
+            .bind(&job.object.bucket)
+            .bind(&job.object.key)
+            .bind(&job.object.etag)
+            .bind(&job.object.version_id)
+            .bind(&job.object.sequencer)
+            .bind(job.feed.table.to_string())
+            .bind(i64::try_from($rows).unwrap_or(i64::MAX))
+            .bind($row.bytes)
+            .bind($row.fingerprint)
+            .bind(job.object.at)
+            .bind(job.received_at)
+            .bind($now)
+            .bind(job.worker)
+    }};
+}
+use bind_ledger;
+
+fn ledger_row((id, etag, sequencer, state): (i64, String, Option<String>, String)) -> LedgerRow {
+    let state = match state.as_str() {
+        "committed" => RowState::Committed,
+        "replaced" => RowState::Replaced,
+        _ => RowState::Retracted,
+    };
+    LedgerRow { id, etag, sequencer, state }
+}
+
+/// A database error in the middle of an import.
+fn refused(job: &Job<'_>, doing: &str, error: &sqlx::Error) -> Failure {
+    let fault = database_fault(error);
+    let (code, remedy) = match (fault, sqlstate(error).as_deref()) {
+        (_, Some("42501")) => (
+            "no_permission",
+            "; grant the importer's role USAGE and CREATE on the schema, INSERT and DELETE on the table",
+        ),
+        (Fault::Outage(_), _) => ("database_away", ""),
+        (Fault::Busy, _) => ("database_busy", ""),
+        (Fault::Transient, _) => ("database_retry", ""),
+        (Fault::Permanent, _) => ("database_refused", ""),
+    };
+    let (object, table) = (job.object_name, &job.feed.table);
+    let text = fault::chain(error);
+    Failure::new(fault, code, format!("{object} into {table}: {doing}: {text}{remedy}"))
+}
+
+fn sqlstate(error: &sqlx::Error) -> Option<String> {
+    error.as_database_error()?.code().map(|code| code.into_owned())
+}
+
+/// Another importer holds the object right now.
+fn object_busy(job: &Job<'_>) -> Failure {
+    let detail = format!("{} is being imported by another worker", job.object_name);
+    Failure::new(Fault::Busy, "object_busy", detail)
+}
+
+fn bad_key(job: &Job<'_>, error: &(dyn std::error::Error + 'static)) -> Failure {
+    Failure::permanent("bad_key", format!("{}: {}", job.object_name, fault::chain(error)))
+}
+
+/// The target of an object with a schema; an object without bytes has none.
+async fn target_of<P: target::Catalog>(
+    targets: &Targets,
+    catalog: &P,
+    job: &Job<'_>,
+    header: Option<&Header>,
+) -> Result<Option<Arc<Target>>, Failure> {
+    match header {
+        Some(header) => targets.prepare(catalog, job, header).await.map(Some),
+        None => Ok(None),
+    }
+}

@@ -1,0 +1,74 @@
+//! The protocol's effects on SQS, and what came of them.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use weirgate_common::fault::Fault;
+use weirgate_common::queue::{Queue, QueueError};
+
+use crate::protocol::{DeliveryId, Extension, Input};
+
+/// A delivery and the receipt that SQS knows it by.
+pub(crate) type Receipt = (DeliveryId, String);
+
+pub(crate) async fn delete(queue: &Queue, batch: Vec<Receipt>) -> Input {
+    let (ids, receipts): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
+    let results = queue.delete(&receipts).await;
+    let told = ids.into_iter().zip(results).map(|(id, result)| {
+        if let Err(error) = &result {
+            tracing::warn!(%error, "delete failed; the message will be tried again or redelivered");
+        }
+        // A stale receipt will never delete anything: the ledger row is what counts.
+        (id, result.as_ref().map_or_else(is_stale, |()| true))
+    });
+    Input::Deleted(told.collect())
+}
+
+pub(crate) async fn extend(queue: &Queue, batch: Vec<(Receipt, Duration)>) -> Input {
+    let (receipts, leases): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
+    let (ids, receipts): (Vec<_>, Vec<_>) = receipts.into_iter().unzip();
+    let entries: Vec<_> = receipts.into_iter().zip(leases).collect();
+    let results = queue.change_visibility(&entries).await;
+    let told = ids.into_iter().zip(results).map(|(id, result)| match result {
+        Ok(()) => (id, Extension::Granted),
+        Err(error) if is_stale(&error) => {
+            tracing::warn!(%error, "lease lost; another importer may take the message");
+            (id, Extension::Lost)
+        }
+        Err(error) => {
+            tracing::warn!(%error, "lease not extended; asking again");
+            (id, Extension::Failed)
+        }
+    });
+    Input::Extended(told.collect())
+}
+
+pub(crate) async fn release(queue: &Queue, batch: Vec<(Receipt, Duration)>) -> Input {
+    let ids = batch.iter().map(|((id, _), _)| *id).collect();
+    let entries: Vec<_> = batch.into_iter().map(|((_, receipt), delay)| (receipt, delay)).collect();
+    for error in queue.change_visibility(&entries).await.into_iter().filter_map(Result::err) {
+        tracing::warn!(%error, "release failed; the message comes back when its lease ends");
+    }
+    Input::Released(ids)
+}
+
+/// Sends the original body with its reason; true once SQS has it.
+pub(crate) async fn dead_letter(
+    queue: &Queue,
+    body: String,
+    attributes: BTreeMap<String, String>,
+) -> bool {
+    match queue.send(&[(body, attributes)]).await.pop() {
+        Some(Ok(())) => true,
+        Some(Err(error)) => {
+            tracing::warn!(%error, "the dead-letter queue did not take the message; trying again");
+            false
+        }
+        None => false,
+    }
+}
+
+/// SQS no longer knows the receipt, or the message is not in flight under it.
+fn is_stale(error: &QueueError) -> bool {
+    error.fault() == Fault::Permanent
+}

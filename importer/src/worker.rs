@@ -1,0 +1,384 @@
+//! The one `select!`: runs the protocol's effects and feeds back what came of them.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use weirgate_common::clock::{self, Timestamp};
+use weirgate_common::config::Config;
+use weirgate_common::fault::Dependency;
+use weirgate_common::ledger::{
+    Failure as FailureRecord, Ledger, Resolution, WorkerReport, WorkerState,
+};
+use weirgate_common::queue::{LEASE_TOTAL_MAX, Message, Queue, QueueError};
+use weirgate_common::telemetry::Health;
+use weirgate_common::{aws, fault};
+
+use crate::failure::Failure;
+use crate::import::{Importer, Settled};
+use crate::intake::{Held, take_in};
+use crate::protocol::{DeliveryId, Effect, Input, Limits, Protocol, TaskId};
+use crate::sqs::{self, Receipt};
+
+/// How often the worker tells the ledger what it does. The scaler shrinks nothing on reports
+/// older than a few of these.
+const REPORT_PERIOD: Duration = Duration::from_secs(2);
+
+/// Everything a worker needs, connected and checked.
+pub struct Worker {
+    pub config: Arc<Config>,
+    pub fleet: String,
+    pub queue: Queue,
+    pub dead_letters: Queue,
+    /// The queue's `maxReceiveCount`.
+    pub receives_max: u32,
+    pub ledger: Ledger,
+    pub importer: Importer,
+    pub health: Health,
+}
+
+/// What the loop waits for.
+enum Happened {
+    Received(Result<Vec<Message>, QueueError>),
+    Input(Input),
+    Reported,
+}
+
+struct Run {
+    worker: Worker,
+    protocol: Protocol,
+    held: BTreeMap<DeliveryId, Held>,
+    next_delivery: u64,
+    happened: mpsc::UnboundedSender<Happened>,
+    reporting: bool,
+    started_at: Timestamp,
+    done: u64,
+    /// Exponential moving average, in seconds.
+    service: Option<f64>,
+    draining: bool,
+}
+
+impl Worker {
+    /// Works until `shutdown` resolves and the drain is complete.
+    pub async fn run(self, shutdown: impl Future<Output = ()>) {
+        let settings = &self.config.importer;
+        let limits = Limits {
+            slots: settings.slots,
+            bytes_max: settings.bytes_in_flight_max,
+            lease: settings.lease.min(LEASE_TOTAL_MAX),
+            attempts_max: settings.attempts_max,
+            receives_max: self.receives_max,
+            seed: u64::from(std::process::id()),
+        };
+        let (happened, mut happenings) = mpsc::unbounded_channel();
+        let mut run = Run {
+            protocol: Protocol::new(limits),
+            held: BTreeMap::new(),
+            next_delivery: 0,
+            happened,
+            reporting: false,
+            started_at: clock::now(),
+            done: 0,
+            service: None,
+            draining: false,
+            worker: self,
+        };
+        let mut reports = tokio::time::interval(REPORT_PERIOD);
+        reports.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        tokio::pin!(shutdown);
+        let mut input = Input::Wake;
+        loop {
+            let effects = run.protocol.step(clock::monotonic(), input);
+            let mut stop = false;
+            for effect in effects.0 {
+                stop |= effect == Effect::Stop;
+                run.execute(effect);
+            }
+            if stop {
+                break;
+            }
+            run.watch();
+            let wake = run.protocol.next_wake().map(|at| at.saturating_sub(clock::monotonic()));
+            input = tokio::select! {
+                Some(happened) = happenings.recv() => run.take(happened),
+                () = tokio::time::sleep(wake.unwrap_or(Duration::MAX)), if wake.is_some() => Input::Wake,
+                _ = reports.tick() => {
+                    run.report();
+                    Input::Wake
+                }
+                () = &mut shutdown, if !run.draining => {
+                    run.draining = true;
+                    let grace = run.worker.config.importer.drain_grace;
+                    tracing::info!(held = run.protocol.held(), ?grace, "draining");
+                    Input::Drain(clock::monotonic() + grace)
+                }
+            };
+        }
+        run.finish().await;
+    }
+}
+
+impl Run {
+    fn take(&mut self, happened: Happened) -> Input {
+        match happened {
+            Happened::Input(input) => input,
+            Happened::Reported => {
+                self.reporting = false;
+                Input::Wake
+            }
+            Happened::Received(Ok(messages)) => {
+                let now = clock::now();
+                metrics::counter!("weirgate_messages_received_total")
+                    .increment(messages.len() as u64);
+                let mut arrivals = Vec::with_capacity(messages.len());
+                for message in messages {
+                    let id = DeliveryId(self.next_delivery);
+                    self.next_delivery += 1;
+                    let (config, fleet) = (&self.worker.config, &self.worker.fleet);
+                    let (arrival, held) = take_in(config, fleet, id, message, now);
+                    self.held.insert(id, held);
+                    arrivals.push(arrival);
+                }
+                Input::Received(arrivals)
+            }
+            Happened::Received(Err(error)) => {
+                tracing::warn!(%error, "receive failed; waiting for the queue");
+                Input::ReceiveFailed
+            }
+        }
+    }
+
+    fn execute(&mut self, effect: Effect) {
+        match effect {
+            Effect::Receive { count } => {
+                let (queue, happened) = (self.worker.queue.clone(), self.happened.clone());
+                let lease = self.worker.config.importer.lease;
+                tokio::spawn(async move {
+                    let received = queue.receive(count, aws::LONG_POLL_MAX, lease).await;
+                    let _ = happened.send(Happened::Received(received));
+                });
+            }
+            Effect::Import(task) => self.import(task),
+            Effect::DeadLetter { delivery, event, attempts, failure } => {
+                self.dead_letter(delivery, event, attempts, failure);
+            }
+            Effect::Extend(batch) => {
+                let batch = batch.into_iter().map(|(id, lease)| (self.receipt(id), lease));
+                let (queue, batch) = (self.worker.queue.clone(), batch.collect());
+                self.spawn(async move { sqs::extend(&queue, batch).await });
+            }
+            Effect::Delete(batch) => {
+                let batch = batch.into_iter().map(|id| self.receipt(id)).collect();
+                let queue = self.worker.queue.clone();
+                self.spawn(async move { sqs::delete(&queue, batch).await });
+            }
+            Effect::Release(batch) => {
+                let batch = batch.into_iter().map(|(id, delay)| (self.receipt(id), delay));
+                let (queue, batch) = (self.worker.queue.clone(), batch.collect());
+                self.spawn(async move { sqs::release(&queue, batch).await });
+            }
+            Effect::Probe(dependency) => self.probe(dependency),
+            Effect::Forget(id) => {
+                self.held.remove(&id);
+                self.done += 1;
+            }
+            Effect::Stop => {}
+        }
+    }
+
+    fn import(&self, task: TaskId) {
+        let held = &self.held[&task.delivery];
+        let (work, received_at) = (held.tasks[task.index].clone(), held.received_at);
+        let (config, importer) = (self.worker.config.clone(), self.worker.importer.clone());
+        let span = tracing::info_span!(
+            "import",
+            message_id = %held.message.message_id,
+            feed = %work.feed,
+            bucket = %work.object.bucket,
+            key = %work.object.key,
+        );
+        let job = async move {
+            let feed = &config.feeds[&work.feed];
+            let started = clock::monotonic();
+            let result = importer.import(&work.feed, feed, &work.object, received_at).await;
+            let seconds = clock::monotonic().saturating_sub(started).as_secs_f64();
+            record_import(&work.feed, &result, seconds, work.object.at);
+            result
+        };
+        let job = tokio::spawn(tracing::Instrument::instrument(job, span));
+        self.spawn(async move {
+            let result = job.await.unwrap_or_else(|panic| {
+                // A bug of ours: the message must not be lost for it, nor the process.
+                tracing::error!(%panic, "an import ended in a bug");
+                let detail = format!("the importer failed: {panic}");
+                Err(Failure::new(fault::Fault::Transient, "importer_failed", detail))
+            });
+            Input::Imported(task, result.map(drop))
+        });
+    }
+
+    fn dead_letter(&self, id: DeliveryId, event: Option<usize>, attempts: u32, failure: Failure) {
+        let held = &self.held[&id];
+        let now = clock::now();
+        let reason = held.reason(event, attempts, &failure, now);
+        tracing::warn!(
+            message_id = %held.message.message_id,
+            reason = %reason.code,
+            object = reason.object.as_deref().unwrap_or("-"),
+            attempts,
+            "dead-lettered: {}", reason.detail
+        );
+        metrics::counter!("weirgate_dead_letters_total", "reason" => failure.code).increment(1);
+        let record = FailureRecord {
+            message_id: held.message.message_id.clone(),
+            object: reason.object.clone().unwrap_or_default(),
+            fleet: self.worker.fleet.clone(),
+            feed: reason.feed.clone().unwrap_or_default(),
+            class: failure.fault.as_str().to_owned(),
+            reason: reason.code.clone(),
+            detail: reason.detail.clone(),
+            attempts,
+            at: now,
+            resolution: Resolution::DeadLettered,
+        };
+        let (queue, ledger) = (self.worker.dead_letters.clone(), self.worker.ledger.clone());
+        let body = held.message.body.clone();
+        self.spawn(async move {
+            let sent = sqs::dead_letter(&queue, body, reason.to_attributes()).await;
+            // The dead letter carries its reason; the record is for the history.
+            if sent && let Err(error) = ledger.record_failure(&record).await {
+                tracing::warn!(error = fault::chain(&error), "failure not recorded in the ledger");
+            }
+            Input::DeadLettered(id, sent)
+        });
+    }
+
+    fn probe(&self, dependency: Dependency) {
+        let (ledger, queue) = (self.worker.ledger.clone(), self.worker.queue.clone());
+        let objects = self.worker.importer.objects.clone();
+        let feeds = &self.worker.config.feeds;
+        let bucket = feeds.values().find(|feed| feed.fleet == self.worker.fleet);
+        let bucket = bucket.map(|feed| feed.objects.bucket().to_owned()).unwrap_or_default();
+        self.spawn(async move {
+            let back = match dependency {
+                Dependency::Database => ledger.ping().await.is_ok(),
+                Dependency::ObjectStore => objects.probe(&bucket).await,
+                Dependency::Queue => queue.depth().await.is_ok(),
+            };
+            match back {
+                true => tracing::info!(%dependency, "back"),
+                false => tracing::warn!(%dependency, "still away; leases are kept"),
+            }
+            Input::Probed(dependency, back)
+        });
+    }
+
+    fn receipt(&self, id: DeliveryId) -> Receipt {
+        (id, self.held[&id].message.receipt.clone())
+    }
+
+    fn spawn(&self, answer: impl Future<Output = Input> + Send + 'static) {
+        let happened = self.happened.clone();
+        tokio::spawn(async move {
+            // Nobody listens after the drain.
+            let _ = happened.send(Happened::Input(answer.await));
+        });
+    }
+
+    /// What others see between two steps.
+    fn watch(&self) {
+        self.worker.health.set_ready(!self.draining && !self.protocol.waits_for_outage());
+        metrics::gauge!("weirgate_messages_held").set(self.protocol.held() as f64);
+        metrics::gauge!("weirgate_imports_running").set(self.protocol.running() as f64);
+    }
+
+    fn state(&self) -> WorkerState {
+        match (self.draining, self.protocol.waits_for_outage()) {
+            (true, _) => WorkerState::Draining,
+            (false, true) => WorkerState::Waiting,
+            (false, false) => WorkerState::Running,
+        }
+    }
+
+    fn status(&self, state: WorkerState) -> WorkerReport {
+        WorkerReport {
+            worker: self.worker.importer.worker.clone(),
+            fleet: self.worker.fleet.clone(),
+            state,
+            slots: self.worker.config.importer.slots as u64,
+            busy: self.protocol.held() as u64,
+            done: self.done,
+            service_ms: self.service.map_or(0, |seconds| (seconds * 1_000.0) as u64),
+            oldest_message_at: self.held.values().map(|held| held.message.sent_at).min(),
+            started_at: self.started_at,
+            reported_at: clock::now(),
+        }
+    }
+
+    /// One report at a time: a slow database must not pile them up.
+    fn report(&mut self) {
+        if self.reporting {
+            return;
+        }
+        self.reporting = true;
+        let (ledger, happened) = (self.worker.ledger.clone(), self.happened.clone());
+        let report = self.status(self.state());
+        tokio::spawn(async move {
+            if let Err(error) = ledger.report_worker(&report).await {
+                tracing::debug!(error = fault::chain(&error), "report not written");
+            }
+            let _ = happened.send(Happened::Reported);
+        });
+    }
+
+    async fn finish(self) {
+        self.worker.health.set_ready(false);
+        let report = self.status(WorkerState::Stopped);
+        if let Err(error) = self.worker.ledger.report_worker(&report).await {
+            tracing::debug!(error = fault::chain(&error), "last report not written");
+        }
+        let held = self.protocol.held();
+        match held {
+            0 => tracing::info!(done = self.done, "drained"),
+            _ => tracing::warn!(held, "stopped with messages held; SQS delivers them again"),
+        }
+    }
+}
+
+/// The family of series about one import, and its line in the log.
+fn record_import(
+    feed: &str,
+    result: &Result<Settled, Failure>,
+    seconds: f64,
+    created_at: Option<Timestamp>,
+) {
+    let outcome = match result {
+        Ok(Settled::Committed { .. }) => "committed",
+        Ok(Settled::AlreadyCommitted) => "already_committed",
+        Ok(Settled::Superseded) => "superseded",
+        Ok(Settled::Missing) => "missing",
+        Err(failure) => failure.fault.as_str(),
+    };
+    let labels = [("feed", feed.to_owned()), ("outcome", outcome.to_owned())];
+    metrics::counter!("weirgate_imports_total", &labels).increment(1);
+    metrics::histogram!("weirgate_import_seconds", &labels).record(seconds);
+    match result {
+        Ok(Settled::Committed { rows, bytes }) => {
+            let feed = feed.to_owned();
+            metrics::counter!("weirgate_rows_committed_total", "feed" => feed.clone())
+                .increment(*rows);
+            metrics::counter!("weirgate_object_bytes_total", "feed" => feed.clone())
+                .increment(*bytes);
+            if let Some(created_at) = created_at {
+                let freshness = clock::now().since(created_at).as_secs_f64();
+                metrics::histogram!("weirgate_freshness_seconds", "feed" => feed).record(freshness);
+            }
+            tracing::info!(rows, bytes, seconds, "committed");
+        }
+        Ok(_) => tracing::info!(outcome, "settled without rows"),
+        Err(failure) => {
+            tracing::warn!(class = outcome, code = failure.code, "{}", failure.detail);
+        }
+    }
+}
