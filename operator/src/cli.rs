@@ -17,7 +17,7 @@ use crate::address::Address;
 use crate::dlq::{self, ReplayOptions, Selection};
 use crate::screen::Screen;
 use crate::world::World;
-use crate::{check, publish, status};
+use crate::{audit, check, publish, status, wait};
 
 const ABOUT: &str = "Look at, check and repair a Weirgate system.";
 
@@ -26,6 +26,8 @@ Examples:
   weirgate check                            is everything set up so that it can work?
   weirgate status                           how fresh are the tables, what waits, who works?
   weirgate publish day/*.avro s3://ads-events/impressions/dt=2026-03-01/
+  weirgate wait s3://ads-events/impressions/dt=2026-03-01/ --timeout 30m
+  weirgate audit                            is every object loaded, exactly once?
   weirgate dlq list                         what could not be processed, and why
   weirgate dlq replay --reason missing_object --limit 1 --yes
                                             try one first, then the others
@@ -86,6 +88,32 @@ enum Command {
         /// Uploads at the same time.
         #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=64))]
         parallel: u16,
+    },
+    /// Wait until everything under a prefix is in the tables.
+    ///
+    /// For schedulers and shell scripts. Exits with 0 when all of it is loaded; with 1 when
+    /// something was dead-lettered, or is still not there when the time is over.
+    #[command(after_help = "Example:
+  weirgate wait s3://ads-events/impressions/dt=2026-03-01/ --timeout 30m && run-the-report")]
+    Wait {
+        /// s3://BUCKET/PREFIX/.
+        prefix: Address,
+        /// Give up after this long.
+        #[arg(long, default_value = "10m", value_parser = parse_duration, value_name = "SPAN")]
+        timeout: Duration,
+        /// Look again this often.
+        #[arg(long, default_value = "2s", value_parser = parse_duration, value_name = "SPAN")]
+        poll: Duration,
+    },
+    /// Compare S3 with the ledger and the ledger with the tables.
+    ///
+    /// Names objects that are missing or stale, and objects whose rows in the table are not the
+    /// rows that were loaded. Dead letters are shown, and are no fault of the books. Exits with 1
+    /// when something is wrong.
+    Audit {
+        /// Objects younger than this may still be on their way [default: the fleet's freshness].
+        #[arg(long, value_parser = parse_duration, value_name = "SPAN")]
+        grace: Option<Duration>,
     },
     /// Look into the dead-letter queue, and send letters back to work.
     #[command(subcommand)]
@@ -251,6 +279,10 @@ async fn command(
         Command::Publish { files, destination, parallel } => {
             publish::publish(world, screen, &files, &destination, usize::from(parallel)).await
         }
+        Command::Wait { prefix, timeout, poll } => {
+            wait::wait(world, screen, &prefix, timeout, poll).await
+        }
+        Command::Audit { grace } => audit::audit(world, screen, fleet, grace).await,
         Command::Dlq(Dlq::List { select, each }) => {
             dlq::list(world, screen, fleet, &select.into(), each).await
         }

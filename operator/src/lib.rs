@@ -2,13 +2,17 @@
 //!
 //! ```text
 //! text  screen  address        how things are shown and named
+//! standing                     where an object stands: loaded, waiting, refused, missing
 //!   └─▶ world                  the configuration, and clients made from it
 //!         └─▶ group            the Auto Scaling group, read
-//!         └─▶ dlq              dead letters: look, understand, replay
-//!         └─▶ check            is everything set up so that it can work?
-//!         └─▶ status           does it work, and how well?
-//!         └─▶ publish          files to S3
-//!               └─▶ cli        the command line over all of them
+//!         └─▶ inventory        what lies in S3, in the ledger, in the tables
+//!               └─▶ check      is everything set up so that it can work?
+//!               └─▶ status     does it work, and how well?
+//!               └─▶ publish    files to S3
+//!               └─▶ wait       until everything under a prefix is loaded
+//!               └─▶ audit      is everything loaded, exactly once?
+//!               └─▶ dlq        dead letters: look, understand, replay
+//!                     └─▶ cli  the command line over all of them
 //! ```
 //!
 //! A file imports only from files above it. Commands gather what they need into plain values and
@@ -20,16 +24,24 @@ mod screen;
 
 mod address;
 
+mod standing;
+
 mod world;
 
 mod group;
 
-mod dlq;
+mod inventory;
 
 mod check;
 
 mod status;
 
 mod publish;
+
+mod wait;
+
+mod audit;
+
+mod dlq;
 
 pub mod cli;

@@ -64,10 +64,9 @@ pub(crate) async fn publish(
         {
             let client = client.clone();
             running.spawn(async move {
-                let result = put(&client, &upload).await;
-                let (etag, error) = match result {
+                let (etag, error) = match put(&client, &upload).await {
                     Ok(etag) => (etag, None),
-                    Err(error) => (None, Some(fault::chain(error.as_ref()))),
+                    Err(error) => (None, Some(error)),
                 };
                 Published { upload, etag, error }
             });
@@ -212,10 +211,10 @@ fn report(screen: &Screen, published: &Published) -> Result<()> {
 }
 
 /// The object's entity tag, as events and the ledger spell it: without quotes.
-async fn put(client: &aws_sdk_s3::Client, upload: &Upload) -> Result<Option<String>> {
+async fn put(client: &aws_sdk_s3::Client, upload: &Upload) -> Result<Option<String>, String> {
     let body = ByteStream::from_path(&upload.file)
         .await
-        .with_context(|| format!("cannot read {}", upload.file.display()))?;
+        .map_err(|error| format!("cannot be read: {}", fault::chain(&error)))?;
     let answer = client
         .put_object()
         .bucket(&upload.bucket)
@@ -224,7 +223,10 @@ async fn put(client: &aws_sdk_s3::Client, upload: &Upload) -> Result<Option<Stri
         .body(body)
         .send()
         .await
-        .with_context(|| format!("cannot write s3://{}/{}", upload.bucket, upload.key))?;
+        .map_err(|error| {
+            let target = format!("s3://{}/{}", upload.bucket, upload.key);
+            format!("cannot be written to {target}: {}", aws::describe(&error))
+        })?;
     Ok(answer.e_tag.map(|etag| etag.trim_matches('"').to_owned()))
 }
 

@@ -11,6 +11,7 @@ use weirgate_common::ledger::Ledger;
 
 use super::clocks;
 use super::finding::{Finding, Section};
+use crate::inventory;
 use crate::world::World;
 
 pub(super) async fn check(world: &World) -> Vec<Section> {
@@ -43,7 +44,14 @@ pub(super) async fn check(world: &World) -> Vec<Section> {
                         sections.push(table_section(name, feed, findings));
                     }
                 }
-                Ledger::Sqlite(pool) => findings.push(sqlite_writable(pool).await),
+                Ledger::Sqlite(pool) => {
+                    findings.push(sqlite_writable(pool).await);
+                    for (name, feed) in &world.config.feeds {
+                        let columns = inventory::columns(&ledger, &feed.table).await;
+                        let findings = sqlite_table(feed, columns);
+                        sections.push(table_section(name, feed, findings));
+                    }
+                }
             }
         }
         Err(error) => findings.push(Finding::fail(
@@ -228,7 +236,7 @@ struct TableFacts {
 }
 
 fn judge_table(feed: &Feed, schema: &str, user: &str, facts: &TableFacts) -> Vec<Finding> {
-    let table = &feed.table;
+    let table = feed.table.in_postgres();
     if !facts.schema_exists {
         return vec![match facts.database_create {
             true => Finding::ok(
@@ -301,6 +309,35 @@ fn judge_table(feed: &Feed, schema: &str, user: &str, facts: &TableFacts) -> Vec
     findings
 }
 
+/// SQLite has no privileges; what is left is whether the table can be fed.
+fn sqlite_table(feed: &Feed, columns: anyhow::Result<Vec<String>>) -> Vec<Finding> {
+    let columns = match columns {
+        Ok(columns) => columns,
+        Err(error) => {
+            return vec![Finding::fail(
+                "table_readable",
+                chain(error.as_ref()),
+                "the file may be damaged: `PRAGMA integrity_check` tells",
+            )];
+        }
+    };
+    if columns.is_empty() {
+        return vec![Finding::ok("table_readable", "does not exist yet; the importer creates it")];
+    }
+    let facts = TableFacts {
+        schema_exists: true,
+        schema_usage: true,
+        exists: true,
+        select: true,
+        insert: true,
+        delete: true,
+        owner: true,
+        has_object_column: columns.iter().any(|column| column == "_object"),
+        ..TableFacts::default()
+    };
+    judge_table(feed, "", "", &facts)
+}
+
 /// A file may be readable and not writable, or lie on a full disk: creating a table tells.
 async fn sqlite_writable(pool: &SqlitePool) -> Finding {
     let tried = async {
@@ -365,16 +402,16 @@ mod tests {
             [
                 (
                     Level::Fail,
-                    "GRANT SELECT ON ads.imp TO w; GRANT DELETE ON ads.imp TO w".to_owned()
+                    "GRANT SELECT ON \"ads\".\"imp\" TO w; GRANT DELETE ON \"ads\".\"imp\" TO w".to_owned()
                 ),
                 (
                     Level::Fail,
-                    "ALTER TABLE ads.imp ADD COLUMN _object bigint, or set write = \"append\""
+                    "ALTER TABLE \"ads\".\"imp\" ADD COLUMN _object bigint, or set write = \"append\""
                         .to_owned()
                 ),
                 (
                     Level::Warn,
-                    "ALTER TABLE ads.imp OWNER TO w, or set evolve = \"fixed\"".to_owned()
+                    "ALTER TABLE \"ads\".\"imp\" OWNER TO w, or set evolve = \"fixed\"".to_owned()
                 ),
             ]
         );

@@ -53,11 +53,9 @@ pub(crate) async fn check(world: &World, screen: &Screen, fleet: Option<&str>) -
 /// A configuration that cannot be used, in the same form as everything else that is wrong.
 pub(crate) fn refused(screen: &Screen, path: &Path, error: &ConfigError) -> Result<()> {
     let findings = match error {
-        ConfigError::Read { .. } => vec![Finding::fail(
-            "configuration",
-            chain(error),
-            "write one, or name it with --config or WEIRGATE_CONFIG",
-        )],
+        ConfigError::Read { .. } => {
+            vec![Finding { remedy: None, ..Finding::fail("configuration", chain(error), "") }]
+        }
         ConfigError::Invalid { problems, .. } => problems
             .iter()
             .map(|problem| Finding {

@@ -17,7 +17,7 @@ use super::port::Letterbox;
 pub(crate) const LEASE: Duration = Duration::from_secs(120);
 
 /// Any wait makes SQS ask all its servers, so a short one finds letters as surely as a long one.
-const WAIT: Duration = Duration::from_secs(2);
+const WAIT: Duration = Duration::from_secs(1);
 
 /// Answers without a letter, after which the queue counts as read: SQS gives empty answers with
 /// letters present.

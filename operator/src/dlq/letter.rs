@@ -15,8 +15,8 @@ use crate::address::glob;
 /// The reason shown for letters that SQS moved itself: a redrive tells no reason.
 pub(crate) const REDRIVEN: &str = "redriven";
 
-const REDRIVEN_DETAIL: &str = "moved by the queue itself after too many receives, which tells no \
-     reason; importers crashed on it or gave it back each time: see their logs";
+const REDRIVEN_DETAIL: &str = "SQS moved it here after too many receives, and tells no reason; \
+     importers crashed on it or gave it back each time: see their logs";
 
 #[derive(Clone, Debug)]
 pub(crate) struct Letter {

@@ -268,13 +268,13 @@ fn ids(held: &Held<'_, Queue>, indexes: &[usize]) -> Vec<String> {
     indexes.iter().map(|&index| held.letter(index).id().to_owned()).collect()
 }
 
-/// A letter about no object has no row that could be told from others of its kind.
+/// A letter whose reason names no object has no row that could be told from others of its kind.
 async fn record(ledger: &Ledger, letter: &Letter, at: Timestamp) -> Result<(), String> {
-    for object in &letter.objects {
-        ledger
+    match letter.reason.as_ref().and_then(|reason| reason.object.as_ref()) {
+        Some(object) => ledger
             .mark_replayed(object, at)
             .await
-            .map_err(|error| weirgate_common::fault::chain(&error))?;
+            .map_err(|error| weirgate_common::fault::chain(&error)),
+        None => Ok(()),
     }
-    Ok(())
 }

@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use weirgate_common::clock::Timestamp;
 
-use super::letter::{self, Group, Letter, REDRIVEN};
+use super::letter::{self, Group, Letter};
 use super::replay::{Fate, REPLAYS_MAX};
 use crate::text::{Align, Columns, Paint, count, cut, one_line, plural, span};
 
@@ -86,13 +86,6 @@ pub(crate) fn listing(listing: &Listing, each: bool, now: Timestamp, paint: Pain
     }
     text.push('\n');
     text.push_str(&if each { rows(listing, now, paint) } else { groups(listing, now, paint) });
-    if listing.groups.iter().any(|group| group.reason == REDRIVEN) {
-        let _ = writeln!(
-            text,
-            "\n{REDRIVEN}: moved here by SQS after too many receives, which records no reason; \
-             importers crashed on it\nor gave it back each time, so their logs tell more."
-        );
-    }
     if listing.groups.iter().any(|group| group.replays_max >= REPLAYS_MAX) {
         let _ = writeln!(
             text,
@@ -351,10 +344,7 @@ COUNT  REASON          FEED         OLDEST  REPLAYS  FOR EXAMPLE
     2  corrupt_object  impressions   2m 5s        3  m-1  s3://ads/imp/1.avro
        OBJECT: block N: checksum\u{fffd}[NJ does not match
     1  redriven        -             2m 5s        0  m-3
-       moved by the queue itself after too many receives, which tells no reason; importers crashed on it or gave it back each time: see their logs
-
-redriven: moved here by SQS after too many receives, which records no reason; importers crashed on it
-or gave it back each time, so their logs tell more.
+       SQS moved it here after too many receives, and tells no reason; importers crashed on it or gave it back each time: see their logs
 
 Letters replayed 3 times or more are parked: `dlq replay` skips them unless --force is given.
 "
