@@ -100,14 +100,27 @@ impl Ledger {
         })
     }
 
-    /// Marks the dead letters of an object as replayed.
-    pub async fn mark_replayed(&self, object: &str, at: Timestamp) -> Result<(), LedgerError> {
+    /// Marks the dead letters of an object as replayed, as far as they were seen to fail until
+    /// `failed_until`: one that has failed again since, while the replay was under way, is a dead
+    /// letter still.
+    pub async fn mark_replayed(
+        &self,
+        object: &str,
+        failed_until: Timestamp,
+        at: Timestamp,
+    ) -> Result<(), LedgerError> {
         let statement = self.sql(
-            "UPDATE weirgate.failure SET resolution = 'replayed', last_seen = $2
-             WHERE object = $1 AND resolution = 'dead_lettered'",
+            "UPDATE weirgate.failure SET resolution = 'replayed', last_seen = $3
+             WHERE object = $1 AND last_seen <= $2 AND resolution = 'dead_lettered'",
         );
         on_pool!(self, pool => {
-            sqlx::query(&statement).bind(object).bind(at).execute(pool).await.map(drop)
+            sqlx::query(&statement)
+                .bind(object)
+                .bind(failed_until)
+                .bind(at)
+                .execute(pool)
+                .await
+                .map(drop)
         })
         .map_err(|source| LedgerError::Statement { what: "marking a replay", source })
     }

@@ -269,12 +269,14 @@ fn ids(held: &Held<'_, Queue>, indexes: &[usize]) -> Vec<String> {
 }
 
 /// A letter whose reason names no object has no row that could be told from others of its kind.
+///
+/// The letter says when it failed, by the clock that also wrote the ledger's row: a failure later
+/// than that is the replay's own, and stays.
 async fn record(ledger: &Ledger, letter: &Letter, at: Timestamp) -> Result<(), String> {
-    match letter.reason.as_ref().and_then(|reason| reason.object.as_ref()) {
-        Some(object) => ledger
-            .mark_replayed(object, at)
-            .await
-            .map_err(|error| weirgate_common::fault::chain(&error)),
-        None => Ok(()),
-    }
+    let Some(reason) = &letter.reason else { return Ok(()) };
+    let Some(object) = &reason.object else { return Ok(()) };
+    ledger
+        .mark_replayed(object, reason.first_failed_at, at)
+        .await
+        .map_err(|error| weirgate_common::fault::chain(&error))
 }
