@@ -5,7 +5,7 @@
 //!   └─▶ programs ─▶ emulators                  LocalStack, moto, PostgreSQL as child processes
 //!         └─▶ stack ─▶ fleet ─▶ world          the templates of infra/, deployed to them
 //!               └─▶ launcher, service        processes for the group's instances, and the scaler
-//!                     └─▶ cli                  up, down, status, reset, env
+//!                     └─▶ demo ─▶ cli         up, down, status, reset, env, demo
 //! ```
 //!
 //! What is tested against a world is what ships: queue, topic, bucket and group come from the
@@ -25,9 +25,13 @@ pub mod stack;
 
 pub mod fleet;
 
+pub mod look;
+
 pub mod world;
 
 pub mod launcher;
 pub mod service;
+
+pub mod demo;
 
 pub mod cli;

@@ -65,6 +65,8 @@ impl Program {
 pub fn dispatch(program: Vec<OsString>) -> ExitCode {
     let name = program.first().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
     match name.as_str() {
+        "importer" => weirgate_importer::cli::run(program.into_iter()),
+        "weirgate" => weirgate_operator::cli::run(program.into_iter()),
         "scaler" => weirgate_scaler::cli::run(program.into_iter()),
         _ => {
             eprintln!("error: there is no program {name:?}; try importer, scaler or weirgate");

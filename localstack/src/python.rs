@@ -42,7 +42,7 @@ pub struct Python {
 
 impl Python {
     /// The environment, made now if this user has none for this lock file yet.
-    pub async fn ready(cache: &Path, progress: Progress) -> Result<Self> {
+    pub async fn ready(cache: &Path, progress: &Progress) -> Result<Self> {
         let folder = cache.join(format!("python-{}", lock_hash()));
         let complete = folder.join("complete");
         if complete.is_file() && runs(&folder) {
@@ -116,7 +116,7 @@ fn packages(folder: &Path) -> Result<PathBuf> {
     found.with_context(|| format!("no site-packages below {}", lib.display()))
 }
 
-async fn install(folder: &Path, progress: Progress) -> Result<()> {
+async fn install(folder: &Path, progress: &Progress) -> Result<()> {
     let python = find(progress)?;
     let log = folder.join("install.log");
     let step = progress.begin(format!(
@@ -143,14 +143,14 @@ async fn install(folder: &Path, progress: Progress) -> Result<()> {
     let mut compile = Command::new(interpreter(folder));
     compile.args(["-m", "compileall", "-q", "-j", "0"]).arg(packages(folder)?);
     // Packages carry test data that is no Python on purpose, so its status says nothing.
-    if let Err(error) = run("compile the packages", compile, &log, Progress::Quiet).await {
+    if let Err(error) = run("compile the packages", compile, &log, &Progress::Quiet).await {
         progress.line(&format!("note: {error:#}"));
     }
     step.done();
     Ok(())
 }
 
-async fn run(what: &str, mut command: Command, log: &Path, progress: Progress) -> Result<()> {
+async fn run(what: &str, mut command: Command, log: &Path, progress: &Progress) -> Result<()> {
     clean_environment(&mut command);
     log_to(&mut command, log)?;
     let started = clock::monotonic();
@@ -175,7 +175,7 @@ async fn run(what: &str, mut command: Command, log: &Path, progress: Progress) -
 }
 
 /// An interpreter that is new enough and can make virtual environments.
-fn find(progress: Progress) -> Result<PathBuf> {
+fn find(progress: &Progress) -> Result<PathBuf> {
     if let Some(chosen) = std::env::var_os(PYTHON_VARIABLE).filter(|value| !value.is_empty()) {
         let path = PathBuf::from(&chosen);
         return match probe(&path) {

@@ -1,4 +1,5 @@
-//! A program that is to run all the time, such as the scaler: started again when it ends.
+//! Programs that are to run all the time: the scaler, started again when it ends, and with the
+//! launcher everything that works on a fleet.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -8,6 +9,7 @@ use anyhow::Result;
 use rustix::process::Signal;
 use weirgate_common::clock;
 
+use crate::launcher::{Instance, InstanceId, Launcher, Limits};
 use crate::process::{Child, Orphan, PidFiles, log_to};
 use crate::programs::Program;
 use crate::progress::Progress;
@@ -18,6 +20,42 @@ const RESTART_DELAY: Duration = Duration::from_secs(1);
 
 const STOP_GRACE: Duration = Duration::from_secs(5);
 
+/// Above the importers' own drain grace, so that theirs ends first and is seen to work.
+const GRACE_MARGIN: Duration = Duration::from_secs(2);
+
+/// What works on the world's first fleet.
+#[derive(Debug)]
+pub struct Programs {
+    launcher: Launcher,
+    scaler: Service,
+}
+
+impl Programs {
+    pub fn start(world: &World, boot_delay: Duration, progress: &Progress) -> Result<Self> {
+        let grace = world.fleet.tuning.drain_grace + GRACE_MARGIN;
+        let limits = Limits::new(boot_delay, grace);
+        let importer = Program::importer()?;
+        let launcher = Launcher::start(world, &world.fleet, importer, limits, progress.clone());
+        let scaler = Service::start(world, Program::scaler()?, progress.clone())?;
+        Ok(Self { launcher, scaler })
+    }
+
+    pub fn instances(&self) -> BTreeMap<InstanceId, Instance> {
+        self.launcher.instances()
+    }
+
+    pub fn tend(&mut self) -> Result<()> {
+        self.scaler.tend()
+    }
+
+    /// The scaler first: it must not grow the group that is being drained.
+    pub async fn stop(self) {
+        self.scaler.stop().await;
+        self.launcher.stop().await;
+    }
+}
+
+/// One program.
 #[derive(Debug)]
 pub struct Service {
     program: Program,

@@ -92,9 +92,9 @@ impl World {
         create_folder(&folder)?;
         drop(std::fs::remove_file(folder.join(State::FILE)));
 
-        let progress = options.progress;
+        let progress = options.progress.clone();
         let cache = &layout.cache;
-        let python = Python::ready(cache, progress).await?;
+        let python = Python::ready(cache, &progress).await?;
         let step = progress.quietly("starting the emulators");
         let postgres = async {
             match options.database {
@@ -209,6 +209,11 @@ impl World {
             revived.push(Revived::Postgres);
         }
         Ok(revived)
+    }
+
+    /// Where later progress goes, such as what [`World::tend`] does.
+    pub fn set_progress(&mut self, progress: Progress) {
+        self.progress = progress;
     }
 
     fn fleets(&self) -> impl Iterator<Item = &Fleet> {

@@ -2,6 +2,7 @@
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "this folder talks to people")]
 
+mod demo;
 mod supervise;
 mod view;
 
@@ -54,6 +55,13 @@ enum Command {
     Reset(WorldArgs),
     /// Print the variables that let any program reach it: eval "$(weirgate-local env)".
     Env(ReportArgs),
+    /// Show the whole line at work, and prove from outside that it worked.
+    ///
+    /// A producer uploads impressions in bursts, among them an overwritten object, an empty one,
+    /// a corrupt one and notifications that come twice. The group grows from zero, importers
+    /// drain the queue, the group shrinks to zero. Then rows, duplicates, missing objects and
+    /// dead letters are compared with the producer's own record.
+    Demo(DemoArgs),
     /// Run one program of the fleet: importer, scaler or weirgate.
     #[command(name = programs::RUN)]
     Run {
@@ -101,6 +109,35 @@ struct UpArgs {
     /// Emulators and database only: no scaler, and no importers for the group's instances.
     #[arg(long)]
     bare: bool,
+}
+
+#[derive(Clone, Debug, Args)]
+struct DemoArgs {
+    /// Which world it runs in. Whatever that world held is removed first.
+    #[arg(long, default_value = "demo")]
+    world: String,
+    /// Use PostgreSQL instead of SQLite.
+    #[arg(long)]
+    postgres: bool,
+    /// How many objects are uploaded.
+    #[arg(long, value_name = "N", default_value = "400", value_parser = clap::value_parser!(u64).range(10..=100_000))]
+    objects: u64,
+    /// Rows in each object.
+    #[arg(long, value_name = "N", default_value = "500", value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+    rows: u64,
+    /// Of everything random in the uploads.
+    #[arg(long, value_name = "N", default_value = "1")]
+    seed: u64,
+    /// Leave the system running afterwards, to look around in it.
+    #[arg(long)]
+    keep: bool,
+    /// Kill processes of the system at random while objects are uploaded: importers, scaler,
+    /// emulators, database.
+    #[arg(long)]
+    chaos: bool,
+    /// In the background, for `--keep`.
+    #[arg(long, hide = true)]
+    supervised: bool,
 }
 
 impl UpArgs {
@@ -161,6 +198,7 @@ async fn execute(command: Command) -> Result<ExitCode> {
     let layout = Layout::discover()?;
     match command {
         Command::Up(args) => supervise::up(&layout, &args).await,
+        Command::Demo(args) => demo::run(&layout, &args).await,
         Command::Supervise(args) => supervise::supervise(&args).await,
         Command::Down(args) => {
             let ended = down(&layout, &args.world).await?;

@@ -13,21 +13,16 @@ use std::process::{Command, ExitCode, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use weirgate_common::clock;
 
 use super::{UpArgs, running, supervisor_log, view};
-use crate::launcher::{Launcher, Limits};
 use crate::layout::{Layout, create_folder};
-use crate::programs::Program;
-use crate::progress::Progress;
-use crate::service::Service;
+use crate::progress::{Progress, print};
+use crate::service::Programs;
 use crate::world::World;
 
-const KEEP: &[u8] = b"keep";
-
-/// Above the drain grace of the importers, so that theirs ends first and is seen to work.
-const GRACE_MARGIN: Duration = Duration::from_secs(2);
+pub(super) const KEEP: &[u8] = b"keep";
 
 const TEND_PERIOD: Duration = Duration::from_secs(1);
 
@@ -50,7 +45,10 @@ pub(super) async fn up(layout: &Layout, args: &UpArgs) -> Result<ExitCode> {
 
     let mut interrupted = signal(SignalKind::interrupt())?;
     let mut terminated = signal(SignalKind::terminate())?;
-    let mut supervisor = start_supervisor(args, &log)?;
+    let mut command = this_program("supervise")?;
+    let log_file = OpenOptions::new().create(true).append(true).open(&log)?;
+    command.args(args.to_args()).stdout(log_file.try_clone()?).stderr(log_file);
+    let mut supervisor = start_supervisor(command)?;
     let mut shown = Tail::new(&log);
     let interrupt = loop {
         shown.show();
@@ -80,24 +78,24 @@ pub(super) async fn up(layout: &Layout, args: &UpArgs) -> Result<ExitCode> {
     let took = clock::monotonic().saturating_sub(started);
     eprintln!("up in {:.1} s", took.as_secs_f64());
     if let Some(state) = running(layout, &args.world)? {
-        view::out(&view::summary(&state, &folder));
+        print(&view::summary(&state, &folder));
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn start_supervisor(args: &UpArgs, log: &Path) -> Result<std::process::Child> {
-    let log = OpenOptions::new().create(true).append(true).open(log)?;
-    let mut command = Command::new(std::env::current_exe().context("find this program")?);
-    command
-        .arg("supervise")
-        .args(args.to_args())
-        .stdin(Stdio::piped())
-        .stdout(log.try_clone()?)
-        .stderr(log);
+pub(super) fn this_program(subcommand: &str) -> Result<Command> {
+    let mut command = Command::new(std::env::current_exe().context("find this program's file")?);
+    command.arg(subcommand);
+    Ok(command)
+}
+
+/// In a session of its own, out of the terminal's reach: neither Ctrl-C nor its closing is meant
+/// for it. Its standard input is the pipe that tells it how its starter ended.
+pub(super) fn start_supervisor(mut command: Command) -> Result<std::process::Child> {
+    command.stdin(Stdio::piped());
     // SAFETY: between fork and exec only one system call is made, and nothing is allocated.
     unsafe {
         command.pre_exec(|| {
-            // Out of the terminal's reach: neither Ctrl-C nor its closing is meant for it.
             rustix::process::setsid()?;
             Ok(())
         });
@@ -116,70 +114,55 @@ pub(super) async fn supervise(args: &UpArgs) -> Result<ExitCode> {
         () = starter.gone() => bail!("whoever started this is gone"),
         _ = terminated.recv() => return Ok(ExitCode::SUCCESS),
     };
-    let mut programs = Programs::start(&world, args, progress)?;
-    loop {
-        tokio::select! {
-            _ = terminated.recv() => break,
-            () = starter.gone() => break,
-            () = tokio::time::sleep(TEND_PERIOD) => {}
-        }
-        // What cannot be revived now is tried again; the log says so each time.
-        if let Err(error) = tend(&mut world, &mut programs).await {
-            progress.line(&format!("{error:#}"));
-        }
+    let mut programs = match args.bare {
+        true => None,
+        false => Some(Programs::start(&world, args.boot_delay, &progress)?),
+    };
+    tend_until_told(&mut world, &mut programs, &mut terminated, &mut starter, &progress).await;
+    if let Some(programs) = programs {
+        programs.stop().await;
     }
-    programs.stop().await;
     world.stop().await;
     Ok(ExitCode::SUCCESS)
 }
 
-async fn tend(world: &mut World, programs: &mut Programs) -> Result<()> {
+/// Keeps everything running until a signal, or the starter's death, says otherwise.
+pub(super) async fn tend_until_told(
+    world: &mut World,
+    programs: &mut Option<Programs>,
+    terminated: &mut Signal,
+    starter: &mut Starter,
+    progress: &Progress,
+) {
+    loop {
+        tokio::select! {
+            _ = terminated.recv() => return,
+            () = starter.gone() => return,
+            () = tokio::time::sleep(TEND_PERIOD) => {}
+        }
+        // What cannot be revived now is tried again; the log says so each time.
+        if let Err(error) = tend(world, programs).await {
+            progress.line(&format!("{error:#}"));
+        }
+    }
+}
+
+async fn tend(world: &mut World, programs: &mut Option<Programs>) -> Result<()> {
     world.tend().await?;
-    if let Some(scaler) = &mut programs.scaler {
-        scaler.tend()?;
+    if let Some(programs) = programs {
+        programs.tend()?;
     }
     Ok(())
 }
 
-/// What works on the world's fleet.
-#[derive(Default)]
-struct Programs {
-    launcher: Option<Launcher>,
-    scaler: Option<Service>,
-}
-
-impl Programs {
-    fn start(world: &World, args: &UpArgs, progress: Progress) -> Result<Self> {
-        if args.bare {
-            return Ok(Self::default());
-        }
-        let grace = world.fleet.tuning.drain_grace + GRACE_MARGIN;
-        let limits = Limits::new(args.boot_delay, grace);
-        let importer = Program::importer()?;
-        let launcher = Launcher::start(world, &world.fleet, importer, limits, progress);
-        let scaler = Service::start(world, Program::scaler()?, progress)?;
-        Ok(Self { launcher: Some(launcher), scaler: Some(scaler) })
-    }
-
-    async fn stop(self) {
-        // The scaler first: it must not grow the group that is being drained.
-        if let Some(scaler) = self.scaler {
-            scaler.stop().await;
-        }
-        if let Some(launcher) = self.launcher {
-            launcher.stop().await;
-        }
-    }
-}
-
 /// Whoever started the supervisor, at the other end of standard input.
-struct Starter {
+pub(super) struct Starter {
     /// Completes only when the starter went without asking to keep the world.
     gone: Option<tokio::sync::oneshot::Receiver<()>>,
 }
 
 impl Starter {
-    fn listen() -> Self {
+    pub(super) fn listen() -> Self {
         let (sender, gone) = tokio::sync::oneshot::channel();
         std::thread::spawn(move || {
             let mut said = Vec::new();
@@ -192,7 +175,7 @@ impl Starter {
         Self { gone: Some(gone) }
     }
 
-    async fn gone(&mut self) {
+    pub(super) async fn gone(&mut self) {
         if let Some(gone) = &mut self.gone {
             let kept = gone.await.is_err();
             self.gone = None;

@@ -1,18 +1,17 @@
 //! What `status` and `env` print.
 
 use std::collections::BTreeMap;
-use std::io::Write as _;
 use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Result;
-use aws_sdk_sqs::types::QueueAttributeName;
 use serde::Serialize;
 
 use super::NOT_RUNNING;
-use crate::fleet::Clients;
 use crate::layout::Layout;
+use crate::look::{Depth, Group, depth, group};
 use crate::process::PidFiles;
+use crate::progress::print;
 use crate::world::{self, State};
 
 #[derive(Debug, Serialize)]
@@ -28,20 +27,6 @@ struct Status {
     dead_letters: Option<Depth>,
     #[serde(skip_serializing_if = "Option::is_none")]
     group: Option<Group>,
-}
-
-/// Approximate, as SQS counts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub(crate) struct Depth {
-    pub(crate) visible: u64,
-    pub(crate) in_flight: u64,
-    pub(crate) delayed: u64,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub(crate) struct Group {
-    pub(crate) desired: u64,
-    pub(crate) instances: Vec<String>,
 }
 
 pub(super) async fn status(layout: &Layout, name: &str, json: bool) -> Result<ExitCode> {
@@ -64,46 +49,12 @@ pub(super) async fn status(layout: &Layout, name: &str, json: bool) -> Result<Ex
         status.group = group(&clients, &state.group).await;
     }
     if json {
-        out(&format!("{}\n", serde_json::to_string_pretty(&status)?));
+        print(&format!("{}\n", serde_json::to_string_pretty(&status)?));
     } else {
-        out(&status_text(&status, &folder, world::owner(layout, name).is_some()));
+        print(&status_text(&status, &folder, world::owner(layout, name).is_some()));
     }
     let code = if status.running { 0 } else { NOT_RUNNING };
     Ok(ExitCode::from(code))
-}
-
-/// `None`: not known.
-pub(crate) async fn depth(clients: &Clients, queue_url: &str) -> Option<Depth> {
-    let answer = clients
-        .sqs
-        .get_queue_attributes()
-        .queue_url(queue_url)
-        .attribute_names(QueueAttributeName::All)
-        .send()
-        .await;
-    let attributes = answer.ok()?.attributes?;
-    let count = |name: QueueAttributeName| attributes.get(&name)?.parse().ok();
-    Some(Depth {
-        visible: count(QueueAttributeName::ApproximateNumberOfMessages)?,
-        in_flight: count(QueueAttributeName::ApproximateNumberOfMessagesNotVisible)?,
-        delayed: count(QueueAttributeName::ApproximateNumberOfMessagesDelayed)?,
-    })
-}
-
-/// `None`: not known.
-pub(crate) async fn group(clients: &Clients, name: &str) -> Option<Group> {
-    let answer = clients
-        .auto_scaling
-        .describe_auto_scaling_groups()
-        .auto_scaling_group_names(name)
-        .send()
-        .await;
-    let group = answer.ok()?.auto_scaling_groups?.pop()?;
-    let instances = group.instances().iter();
-    Some(Group {
-        desired: u64::try_from(group.desired_capacity()?).ok()?,
-        instances: instances.filter_map(|i| i.instance_id().map(str::to_owned)).collect(),
-    })
 }
 
 fn status_text(status: &Status, folder: &Path, owned: bool) -> String {
@@ -153,11 +104,6 @@ pub(super) fn summary(state: &State, folder: &Path) -> String {
     .concat()
 }
 
-/// A reader that closes the pipe early, such as `head`, has what it wanted.
-pub(super) fn out(text: &str) {
-    drop(std::io::stdout().write_all(text.as_bytes()));
-}
-
 /// `env` prints the whole, for programs.
 fn without_password(url: &str) -> String {
     match url.split_once("://").and_then(|(scheme, rest)| Some((scheme, rest.split_once('@')?))) {
@@ -181,11 +127,11 @@ pub(super) fn environment(state: &State, json: bool) -> Result<()> {
         variables.insert(format!("WEIRGATE_LOCAL_{name}"), value.clone());
     }
     if json {
-        out(&format!("{}\n", serde_json::to_string_pretty(&variables)?));
+        print(&format!("{}\n", serde_json::to_string_pretty(&variables)?));
     } else {
         let lines =
             variables.iter().map(|(name, value)| format!("export {name}={}\n", quoted(value)));
-        out(&lines.collect::<String>());
+        print(&lines.collect::<String>());
     }
     Ok(())
 }
