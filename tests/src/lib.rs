@@ -1,1 +1,12 @@
+//! What the end-to-end tests share: one world per test binary, a fleet per test, real importer
+//! processes, and checks from outside by SQL and SQS.
+//!
+//! ```text
+//! avro     objects to upload, with rows that can be recognised
+//! system   a fleet: uploads, processes, database, queues
+//! ```
 
+pub mod avro;
+pub mod system;
+
+pub use system::{DatabaseKind, System, run};

@@ -41,8 +41,12 @@ pub enum Ledger {
     Sqlite(SqlitePool),
 }
 
-/// How long a statement may wait for a connection of the pool, and SQLite for its one writer.
-const WAIT_MAX: Duration = Duration::from_secs(10);
+/// How long a statement may wait for a connection. The pool goes on trying to connect meanwhile;
+/// longer would hide an outage from those who must stop taking work.
+const CONNECT_MAX: Duration = Duration::from_secs(3);
+
+/// How long SQLite may wait for its one writer before it says that it is busy.
+const WRITER_WAIT_MAX: Duration = Duration::from_secs(10);
 
 /// Runs the same statement on either kind of pool.
 macro_rules! on_pool {
@@ -74,7 +78,7 @@ impl Ledger {
                     .disable_statement_logging();
                 let pool = PgPoolOptions::new()
                     .max_connections(connections_max)
-                    .acquire_timeout(WAIT_MAX)
+                    .acquire_timeout(CONNECT_MAX)
                     .connect_with(options)
                     .await
                     .map_err(unreachable)?;
@@ -88,11 +92,11 @@ impl Ledger {
                     // With a write-ahead log a crash of the machine may undo the last commits
                     // under NORMAL. Acknowledged messages cannot come back, so pay for FULL.
                     .synchronous(SqliteSynchronous::Full)
-                    .busy_timeout(WAIT_MAX)
+                    .busy_timeout(WRITER_WAIT_MAX)
                     .disable_statement_logging();
                 let pool = SqlitePoolOptions::new()
                     .max_connections(connections_max)
-                    .acquire_timeout(WAIT_MAX)
+                    .acquire_timeout(CONNECT_MAX)
                     .connect_with(options)
                     .await
                     .map_err(unreachable)?;

@@ -1,0 +1,247 @@
+//! A fleet under test.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::LazyLock;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use aws_sdk_s3::primitives::ByteStream;
+use sqlx::{Connection as _, PgConnection, SqliteConnection};
+use tokio::runtime::Runtime;
+use tokio::sync::{Mutex, OnceCell};
+use weirgate_common::clock;
+use weirgate_common::queue::{Depth, Message, Queue};
+use weirgate_local::fleet::{Clients, Fleet, Tuning};
+use weirgate_local::process::{Child, Orphan, log_to};
+use weirgate_local::programs::Program;
+use weirgate_local::world::{Options, World};
+
+pub use weirgate_local::world::DatabaseKind;
+
+/// A condition that takes longer than this is a failure. Generous: two cores may be busy.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// All tests of a binary share one runtime, since they share one world and its connections.
+static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| Runtime::new().expect("a runtime starts"));
+
+static WORLD: OnceCell<Mutex<World>> = OnceCell::const_new();
+
+/// Runs a test on the shared runtime.
+pub fn run(test: impl Future<Output = Result<()>>) -> Result<()> {
+    RUNTIME.block_on(test)
+}
+
+pub struct System {
+    pub fleet: Fleet,
+    pub clients: Clients,
+    programs: PathBuf,
+    folder: PathBuf,
+    environment: BTreeMap<String, String>,
+    database: DatabaseKind,
+}
+
+impl System {
+    /// A fleet of its own in the world of this test binary. `programs` is
+    /// `env!("CARGO_BIN_EXE_weirgate-programs")`, `world` the binary's name.
+    pub async fn start(
+        programs: &str,
+        world: &str,
+        name: &str,
+        database: DatabaseKind,
+        tuning: Tuning,
+    ) -> Result<Self> {
+        let options = Options { database: DatabaseKind::Postgres, ..Options::new(world) };
+        let world =
+            WORLD.get_or_try_init(|| async { World::start(options).await.map(Mutex::new) }).await?;
+        let mut world = world.lock().await;
+        let fleet = world.add_fleet(name, database, tuning).await?;
+        Ok(System {
+            clients: world.clients.clone(),
+            programs: PathBuf::from(programs),
+            folder: world.folder.clone(),
+            environment: world.environment_of(&fleet),
+            fleet,
+            database,
+        })
+    }
+
+    /// Restarts the PostgreSQL of the world: at once and without a clean shutdown.
+    pub async fn crash_postgres(&self, away: Duration) -> Result<()> {
+        let world = WORLD.get().context("the world runs")?;
+        let mut world = world.lock().await;
+        let postgres = world.postgres.as_mut().context("the world has PostgreSQL")?;
+        postgres.crash().await;
+        tokio::time::sleep(away).await;
+        postgres.restart().await
+    }
+
+    pub fn importer(&self, name: &str) -> Result<Importer> {
+        let program = Program::in_executable(self.programs.clone(), "importer");
+        let mut command = program.command(&self.environment);
+        command.env("WEIRGATE_INSTANCE_ID", name);
+        let log = self.folder.join(format!("{}-{name}.log", self.fleet.name));
+        log_to(&mut command, &log)?;
+        Ok(Importer { child: Child::spawn(name, command, Orphan::Kill)?, log })
+    }
+
+    /// Runs `weirgate` to its end; its exit code and standard output.
+    pub async fn weirgate(&self, arguments: &[&str]) -> Result<(i32, String)> {
+        self.program("weirgate", arguments, &[]).await
+    }
+
+    /// Runs a program to its end; its exit code and everything it printed.
+    pub async fn program(
+        &self,
+        name: &str,
+        arguments: &[&str],
+        environment: &[(&str, &str)],
+    ) -> Result<(i32, String)> {
+        let program = Program::in_executable(self.programs.clone(), name);
+        let mut command = program.command(&self.environment);
+        command.args(arguments).envs(environment.iter().copied());
+        command.stdin(std::process::Stdio::null());
+        let output = tokio::process::Command::from(command).kill_on_drop(true).output();
+        let output = tokio::time::timeout(PATIENCE, output)
+            .await
+            .with_context(|| format!("{name} {arguments:?} did not end"))??;
+        let mut text = String::from_utf8_lossy(&output.stdout).into_owned();
+        text.push_str(&String::from_utf8_lossy(&output.stderr));
+        Ok((output.status.code().unwrap_or(-1), text))
+    }
+
+    pub async fn put(&self, key: &str, bytes: Vec<u8>) -> Result<()> {
+        self.clients
+            .s3
+            .put_object()
+            .bucket(&self.fleet.data_plane.bucket)
+            .key(key)
+            .body(ByteStream::from(bytes))
+            .send()
+            .await?;
+        Ok(())
+    }
+
+    pub fn queue(&self) -> Queue {
+        Queue::new(self.clients.sqs.clone(), &self.fleet.data_plane.queue_url)
+    }
+
+    pub fn dead_letter_queue(&self) -> Queue {
+        Queue::new(self.clients.sqs.clone(), &self.fleet.data_plane.dead_letter_queue_url)
+    }
+
+    pub async fn send(&self, body: &str) -> Result<()> {
+        let sent = self.queue().send(&[(body.to_owned(), BTreeMap::new())]).await;
+        sent.into_iter().collect::<Result<(), _>>()?;
+        Ok(())
+    }
+
+    pub async fn depth(&self) -> Result<Depth> {
+        Ok(self.queue().depth().await?)
+    }
+
+    /// Waits until every message is settled: none visible, in flight or delayed, on readings that
+    /// span a few seconds. A message whose lease has just run out is in none of the counts for up
+    /// to a second.
+    pub async fn drained(&self) -> Result<()> {
+        let empty_since = std::cell::Cell::new(None);
+        self.until("the queue is drained", async || {
+            if self.depth().await?.total() > 0 {
+                empty_since.set(None);
+                return Ok(false);
+            }
+            let now = clock::monotonic();
+            let since = empty_since.get().unwrap_or(now);
+            empty_since.set(Some(since));
+            Ok(now.saturating_sub(since) >= Duration::from_secs(2))
+        })
+        .await
+    }
+
+    /// Takes all dead letters out of their queue.
+    pub async fn dead_letters(&self) -> Result<Vec<Message>> {
+        let queue = self.dead_letter_queue();
+        let mut letters = Vec::new();
+        loop {
+            let received =
+                queue.receive(10, Duration::from_secs(1), Duration::from_secs(60)).await?;
+            if received.is_empty() {
+                return Ok(letters);
+            }
+            letters.extend(received);
+        }
+    }
+
+    /// One number from the database.
+    pub async fn number(&self, sql: &str) -> Result<i64> {
+        match self.database {
+            DatabaseKind::Postgres => {
+                let mut connection = PgConnection::connect(&self.fleet.database).await?;
+                let number = sqlx::query_scalar(sql).fetch_one(&mut connection).await?;
+                connection.close().await?;
+                Ok(number)
+            }
+            DatabaseKind::Sqlite => {
+                let mut connection = SqliteConnection::connect(&self.fleet.database).await?;
+                let sql = sql.replace("weirgate.", "weirgate_");
+                let number = sqlx::query_scalar(&sql).fetch_one(&mut connection).await?;
+                connection.close().await?;
+                Ok(number)
+            }
+        }
+    }
+
+    /// Rows in the feed's table; zero when there is no table, or no database file, yet.
+    pub async fn rows(&self) -> Result<i64> {
+        match self.number("SELECT count(*) FROM impressions").await {
+            Err(error) if is_missing_table(&error) => Ok(0),
+            other => other,
+        }
+    }
+
+    /// The proof from outside: that many rows, none twice, and a ledger that agrees.
+    pub async fn assert_rows(&self, expected: u64) -> Result<()> {
+        let expected = i64::try_from(expected)?;
+        assert_eq!(self.rows().await?, expected, "rows in the table");
+        let distinct = self.number("SELECT count(DISTINCT id) FROM impressions").await?;
+        assert_eq!(distinct, expected, "rows that are there once");
+        let ledger = self
+            .number(
+                "SELECT CAST(coalesce(sum(rows), 0) AS bigint) FROM weirgate.object
+                 WHERE state = 'committed'",
+            )
+            .await?;
+        assert_eq!(ledger, expected, "rows in the ledger");
+        Ok(())
+    }
+
+    pub async fn until(&self, what: &str, condition: impl AsyncFn() -> Result<bool>) -> Result<()> {
+        let started = clock::monotonic();
+        while !condition().await? {
+            if clock::monotonic().saturating_sub(started) > PATIENCE {
+                bail!("waited {PATIENCE:?} in vain until {what} ({})", self.fleet.name);
+            }
+            tokio::time::sleep(Duration::from_millis(25)).await;
+        }
+        Ok(())
+    }
+}
+
+/// A running importer process; killed when dropped.
+pub struct Importer {
+    pub child: Child,
+    log: PathBuf,
+}
+
+impl Importer {
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+}
+
+fn is_missing_table(error: &anyhow::Error) -> bool {
+    let text = format!("{error:#}");
+    ["no such table", "does not exist", "unable to open database file"]
+        .iter()
+        .any(|sign| text.contains(sign))
+}
