@@ -26,7 +26,7 @@ pub struct Tuning {
     /// The lease importers ask for, and extend.
     pub lease: Duration,
     pub max_receive_count: u32,
-    /// What an importer may take to finish after SIGTERM. The launcher kills 2 s later.
+    /// What an importer may take to finish what it holds after SIGTERM.
     pub drain_grace: Duration,
     pub slots: u32,
     pub raw_message_delivery: bool,

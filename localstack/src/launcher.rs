@@ -193,6 +193,16 @@ pub struct Instance {
     pub pid: Option<u32>,
 }
 
+/// The instances of a launcher, wherever it is.
+#[derive(Clone, Debug)]
+pub struct Instances(watch::Receiver<BTreeMap<InstanceId, Instance>>);
+
+impl Instances {
+    pub fn get(&self) -> BTreeMap<InstanceId, Instance> {
+        self.0.borrow().clone()
+    }
+}
+
 /// A running launcher. Dropped, it kills its processes.
 #[derive(Debug)]
 pub struct Launcher {
@@ -230,6 +240,10 @@ impl Launcher {
 
     pub fn instances(&self) -> BTreeMap<InstanceId, Instance> {
         self.view.borrow().clone()
+    }
+
+    pub fn watch(&self) -> Instances {
+        Instances(self.view.clone())
     }
 
     /// Drains every instance, as if the group had let all of them go.

@@ -12,8 +12,8 @@ pub enum Progress {
     /// For tests and other callers that have their own way to tell.
     Quiet,
     Stderr,
-    /// For a live view, which must not be written into.
-    Lines(mpsc::Sender<String>),
+    /// For a live view, which must not be written into: when it was said, and what.
+    Lines(mpsc::Sender<(Duration, String)>),
 }
 
 /// A step under way. Say how it ended with [`Step::done`].
@@ -43,7 +43,7 @@ impl Progress {
             Progress::Quiet => {}
             // A closed stderr is no reason to fail the work it was told about.
             Progress::Stderr => drop(writeln!(std::io::stderr(), "{text}")),
-            Progress::Lines(lines) => drop(lines.send(text.to_owned())),
+            Progress::Lines(lines) => drop(lines.send((clock::monotonic(), text.to_owned()))),
         }
     }
 }

@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use anyhow::Result;
 use rustix::process::Signal;
+use weirgate_common::aws::LONG_POLL_MAX;
 use weirgate_common::clock;
 
-use crate::launcher::{Instance, InstanceId, Launcher, Limits};
+use crate::launcher::{Instances, Launcher, Limits};
 use crate::process::{Child, Orphan, PidFiles, log_to};
 use crate::programs::Program;
 use crate::progress::Progress;
@@ -20,8 +21,9 @@ const RESTART_DELAY: Duration = Duration::from_secs(1);
 
 const STOP_GRACE: Duration = Duration::from_secs(5);
 
-/// Above the importers' own drain grace, so that theirs ends first and is seen to work.
-const GRACE_MARGIN: Duration = Duration::from_secs(2);
+/// What the launcher grants above the importers' own drain grace, so that theirs ends first and is
+/// seen to work: a receive that is in flight is never given up, and takes up to a long poll.
+const GRACE_MARGIN: Duration = LONG_POLL_MAX.saturating_add(Duration::from_secs(2));
 
 /// What works on the world's first fleet.
 #[derive(Debug)]
@@ -40,8 +42,8 @@ impl Programs {
         Ok(Self { launcher, scaler })
     }
 
-    pub fn instances(&self) -> BTreeMap<InstanceId, Instance> {
-        self.launcher.instances()
+    pub fn watch(&self) -> Instances {
+        self.launcher.watch()
     }
 
     pub fn tend(&mut self) -> Result<()> {

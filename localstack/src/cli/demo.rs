@@ -28,9 +28,9 @@ const SETTLE: Duration = Duration::from_secs(6);
 
 pub(super) async fn run(layout: &Layout, args: &DemoArgs) -> Result<ExitCode> {
     match (args.keep, args.supervised) {
-        (false, _) => foreground(args).await,
+        (false, _) => Box::pin(foreground(args)).await,
         (true, false) => show_supervised(layout, args).await,
-        (true, true) => supervised(layout, args).await,
+        (true, true) => Box::pin(supervised(layout, args)).await,
     }
 }
 

@@ -232,7 +232,7 @@ fn running(layout: &Layout, args: &WorldArgs) -> Result<Option<State>> {
 }
 
 /// Longest orderly end: the scaler's, then the importers' drain, then the emulators'.
-const DOWN_MAX: Duration = Duration::from_secs(40);
+const DOWN_MAX: Duration = Duration::from_secs(60);
 
 /// Ends a world in any state, also one that is just starting or whose owner was killed. Returns
 /// whether there was anything to end.

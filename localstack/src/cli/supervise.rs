@@ -183,7 +183,7 @@ impl Starter {
                 return;
             }
         }
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 }
 

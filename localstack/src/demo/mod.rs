@@ -27,11 +27,13 @@ use rand::{Rng as _, SeedableRng as _};
 use rustix::process::Signal;
 use weirgate_common::clock;
 
-use self::producer::{Producer, Size};
+use self::producer::{Producer, SharedRecord, Size};
 use self::proof::Check;
 use self::view::{Snapshot, View};
-use crate::launcher::Phase;
+use crate::fleet::{Clients, Fleet};
+use crate::launcher::{Instances, Phase};
 use crate::look::{depth, group};
+use crate::process::PidFiles;
 use crate::progress::{Progress, print};
 use crate::service::Programs;
 use crate::world::{Options, Revived, World};
@@ -70,124 +72,145 @@ pub struct Finished {
 pub async fn run(options: DemoOptions) -> Result<Finished> {
     let mut world = World::start(options.world.clone()).await?;
     let (lines, events) = mpsc::channel();
-    world.set_progress(Progress::Lines(lines.clone()));
-    let programs = Programs::start(&world, options.boot_delay, &Progress::Lines(lines))?;
+    let progress = Progress::Lines(lines);
+    world.set_progress(progress.clone());
+    let programs = Programs::start(&world, options.boot_delay, &progress)?;
     let size = Size { objects: options.objects, rows: options.rows, seed: options.seed };
-    let producer = Producer::start(world.clients.clone(), world.fleet.data_plane.clone(), size)?;
-    let chaos = options.chaos.then(|| Chaos::new(options.seed));
-    let mut driver = Driver {
+    let (clients, fleet) = (world.clients.clone(), world.fleet.clone());
+    let producer = Producer::start(clients.clone(), fleet.data_plane.clone(), size)?;
+    let mut watcher = Watcher {
         started: clock::monotonic(),
         view: View::new(),
         peak: 0,
         planned: options.objects,
-        world,
-        programs,
-        producer,
+        instances: programs.watch(),
+        record: producer.shared_record(),
+        chaos: options.chaos.then(|| Chaos::new(options.seed, world.pid_files())),
+        clients,
+        fleet,
         events,
-        chaos,
     };
-    let held = driver.drive().await?;
-    let Driver { world, programs, .. } = driver;
+    let mut tender = Tender { world, programs, producer, progress };
+    let held = Box::pin(drive(&mut tender, &mut watcher)).await?;
+    let Tender { world, programs, .. } = tender;
     Ok(Finished { world, programs, held })
 }
 
-struct Driver {
+async fn drive(tender: &mut Tender, watcher: &mut Watcher) -> Result<bool> {
+    let mut attempt = 1;
+    loop {
+        let settled = tokio::select! {
+            error = tender.tend() => return Err(error),
+            settled = watcher.until_settled() => settled,
+        };
+        let record = watcher.record.get();
+        match proof::prove(&watcher.clients, &watcher.fleet, &record).await {
+            Ok(checks) => return Ok(watcher.conclude(settled, checks)),
+            Err(error) if attempt < PROOF_ATTEMPTS => {
+                attempt += 1;
+                tender.progress.line(&format!("no proof yet: {error:#}"));
+            }
+            Err(error) => return Err(error).context("the proof cannot be made"),
+        }
+    }
+}
+
+/// Keeps everything running.
+struct Tender {
+    world: World,
+    programs: Programs,
+    producer: Producer,
+    progress: Progress,
+}
+
+impl Tender {
+    /// Ends only with an error that no restart mends.
+    async fn tend(&mut self) -> anyhow::Error {
+        loop {
+            if let Err(error) = self.tend_once().await {
+                return error;
+            }
+            tokio::time::sleep(PERIOD).await;
+        }
+    }
+
+    async fn tend_once(&mut self) -> Result<()> {
+        self.programs.tend()?;
+        self.producer.check().await?;
+        if self.world.tend().await?.contains(&Revived::LocalStack) {
+            let count = self.producer.begin_restore();
+            self.progress.line(&format!(
+                "objects and messages were lost with localstack; uploading {count} objects again"
+            ));
+            self.producer.restore().await?;
+        }
+        Ok(())
+    }
+}
+
+/// Looks and shows; changes nothing.
+struct Watcher {
     started: Duration,
     view: View,
     /// Most instances that ran at once.
     peak: usize,
     planned: u64,
-    world: World,
-    programs: Programs,
-    producer: Producer,
-    events: mpsc::Receiver<String>,
+    clients: Clients,
+    fleet: Fleet,
+    instances: Instances,
+    record: SharedRecord,
+    events: mpsc::Receiver<(Duration, String)>,
     chaos: Option<Chaos>,
 }
 
-impl Driver {
-    async fn drive(&mut self) -> Result<bool> {
-        let mut attempt = 1;
-        loop {
-            let settled = self.until_settled().await?;
-            let record = self.producer.record();
-            match proof::prove(&self.world.clients, &self.world.fleet, &record).await {
-                Ok(checks) => return Ok(self.conclude(settled, checks)),
-                Err(error) if attempt < PROOF_ATTEMPTS => {
-                    attempt += 1;
-                    self.view.event(self.elapsed(), &format!("no proof yet: {error:#}"));
-                }
-                Err(error) => return Err(error).context("the proof cannot be made"),
-            }
-        }
-    }
-
-    /// Watches and tends until everything is uploaded and worked off and the group is empty
-    /// again. Returns false when nothing has moved for [`STALL_MAX`].
-    async fn until_settled(&mut self) -> Result<bool> {
+impl Watcher {
+    /// Watches until everything is uploaded and worked off and the group is empty again. Returns
+    /// false when nothing has moved for [`STALL_MAX`].
+    async fn until_settled(&mut self) -> bool {
         let mut last_change = (String::new(), clock::monotonic());
         loop {
-            self.tend().await?;
             let snapshot = self.look().await;
             self.peak = self.peak.max(snapshot.running);
-            for event in self.events.try_iter() {
-                self.view.event(snapshot.at, &event);
+            for (at, event) in self.events.try_iter() {
+                self.view.event(at.saturating_sub(self.started), &event);
             }
             self.view.show(&snapshot);
             if self.is_settled(&snapshot) {
                 self.view.finish();
-                return Ok(true);
+                return true;
             }
-            let state = format!(
-                "{} {:?} {:?} {:?} {}",
-                snapshot.uploaded,
-                snapshot.queue,
-                snapshot.group,
-                snapshot.database,
-                snapshot.running
-            );
+            let state = format!("{:?}", Snapshot { at: Duration::ZERO, ..snapshot.clone() });
             if state != last_change.0 {
                 last_change = (state, clock::monotonic());
             } else if clock::monotonic().saturating_sub(last_change.1) > STALL_MAX {
                 self.view.finish();
                 let text = format!("nothing has moved for {} s", STALL_MAX.as_secs());
                 self.view.event(snapshot.at, &text);
-                return Ok(false);
+                return false;
             }
-            if let Some(chaos) = &mut self.chaos {
-                chaos.strike(&self.world, &self.producer, self.started, &mut self.view);
+            if let Some(chaos) = &mut self.chaos
+                && !self.record.get().finished
+                && let Some(victim) = chaos.strike(clock::monotonic())
+            {
+                self.view.event(snapshot.at, &format!("chaos: kill -9 {victim}"));
             }
             tokio::time::sleep(PERIOD).await;
         }
     }
 
-    async fn tend(&mut self) -> Result<()> {
-        let revived = self.world.tend().await?;
-        self.programs.tend()?;
-        self.producer.check().await?;
-        if revived.contains(&Revived::LocalStack) {
-            let count = self.producer.record().uploads.len();
-            let text =
-                format!("the bucket and the queue were lost; uploading {count} objects again");
-            self.view.event(self.elapsed(), &text);
-            self.producer.restore().await?;
-        }
-        Ok(())
-    }
-
     async fn look(&self) -> Snapshot {
-        let clients = &self.world.clients;
-        let fleet = &self.world.fleet;
+        let Self { clients, fleet, .. } = self;
         let (queue, dead, group, database) = tokio::join!(
             depth(clients, &fleet.data_plane.queue_url),
             depth(clients, &fleet.data_plane.dead_letter_queue_url),
             group(clients, &fleet.group),
             database::progress(&fleet.database),
         );
-        let instances = self.programs.instances();
+        let instances = self.instances.get();
         let count = |wanted: fn(Phase) -> bool| {
             instances.values().filter(|instance| wanted(instance.phase)).count()
         };
-        let record = self.producer.record();
+        let record = self.record.get();
         Snapshot {
             at: self.elapsed(),
             uploaded: record.uploads.len(),
@@ -208,18 +231,18 @@ impl Driver {
     /// Nothing waits, nothing runs, and everything has arrived somewhere. A queue that merely
     /// reads empty proves nothing: messages may be on their way to it.
     fn is_settled(&self, snapshot: &Snapshot) -> bool {
-        let record = self.producer.record();
+        let record = self.record.get();
         let empty = snapshot.queue.is_some_and(|q| q.visible + q.in_flight + q.delayed == 0);
         let refused = record.dead_letters().count() as u64;
         let arrived = snapshot.database.is_some_and(|database| database.rows >= record.rows())
             && snapshot.dead_letters.is_some_and(|dead| dead >= refused);
         let at_rest = snapshot.group.as_ref().is_some_and(|group| group.instances.is_empty())
             && snapshot.running + snapshot.booting + snapshot.draining == 0;
-        record.finished && empty && arrived && at_rest
+        record.finished && !record.restoring && empty && arrived && at_rest
     }
 
     fn conclude(&mut self, settled: bool, mut checks: Vec<Check>) -> bool {
-        let instances = self.programs.instances().len();
+        let instances = self.instances.get().len();
         checks.push(Check {
             what: "instances: from zero, and back to zero",
             expected: "0, some, 0".to_owned(),
@@ -228,7 +251,7 @@ impl Driver {
         });
         let held = settled && checks.iter().all(|check| check.holds);
         let took = self.elapsed().as_secs_f64();
-        let summary = view::planned(&self.producer.record());
+        let summary = view::planned(&self.record.get());
         let outcome = if held { "everything holds" } else { "NOT everything holds" };
         print(&format!(
             "\n  produced: {summary}\n{}\n  {outcome}, after {took:.0} s\n",
@@ -242,36 +265,36 @@ impl Driver {
     }
 }
 
-/// Kills a random process of the world every few seconds while the producer works.
+/// Kills a random process of the world every few seconds.
 struct Chaos {
     random: SmallRng,
+    pids: PidFiles,
     next: Duration,
     /// Each kind of process dies before any dies again.
-    spared: BTreeSet<String>,
+    struck: BTreeSet<String>,
 }
 
 impl Chaos {
-    fn new(seed: u64) -> Self {
+    fn new(seed: u64, pids: PidFiles) -> Self {
         let next = clock::monotonic() + Duration::from_secs(4);
-        Self { random: SmallRng::seed_from_u64(seed), next, spared: BTreeSet::new() }
+        Self { random: SmallRng::seed_from_u64(seed), pids, next, struck: BTreeSet::new() }
     }
 
-    fn strike(&mut self, world: &World, producer: &Producer, started: Duration, view: &mut View) {
-        let now = clock::monotonic();
-        if now < self.next || producer.record().finished {
-            return;
+    /// Names who was killed, if anybody was.
+    fn strike(&mut self, now: Duration) -> Option<String> {
+        if now < self.next {
+            return None;
         }
         self.next = now + Duration::from_millis(self.random.random_range(1_500..4_000));
         let kind = |name: &str| name.split('-').next().unwrap_or(name).to_owned();
-        let mut targets = world.pid_files().running();
-        if targets.iter().all(|(name, _)| self.spared.contains(&kind(name))) {
-            self.spared.clear();
+        let mut targets = self.pids.running();
+        if targets.iter().all(|(name, _)| self.struck.contains(&kind(name))) {
+            self.struck.clear();
         }
-        targets.retain(|(name, _)| !self.spared.contains(&kind(name)));
-        if let Some((name, identity)) = targets.choose(&mut self.random) {
-            self.spared.insert(kind(name));
-            view.event(now.saturating_sub(started), &format!("chaos: kill -9 {name}"));
-            identity.signal(Signal::KILL);
-        }
+        targets.retain(|(name, _)| !self.struck.contains(&kind(name)));
+        let (name, identity) = targets.choose(&mut self.random)?;
+        self.struck.insert(kind(name));
+        identity.signal(Signal::KILL);
+        Some(name.clone())
     }
 }

@@ -61,6 +61,22 @@ pub(super) struct Record {
     pub(super) overwritten: u64,
     pub(super) notified_twice: u64,
     pub(super) finished: bool,
+    /// The bucket does not hold everything again yet.
+    pub(super) restoring: bool,
+}
+
+/// The record while it is being kept.
+#[derive(Clone, Debug, Default)]
+pub(super) struct SharedRecord(Arc<Mutex<Record>>);
+
+impl SharedRecord {
+    pub(super) fn get(&self) -> Record {
+        self.lock().clone()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Record> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Record {
@@ -101,33 +117,40 @@ pub(super) struct Producer {
 struct Context {
     clients: Clients,
     data_plane: DataPlane,
-    record: Arc<Mutex<Record>>,
+    record: SharedRecord,
 }
 
 impl Producer {
     pub(super) fn start(clients: Clients, data_plane: DataPlane, size: Size) -> Result<Self> {
-        let context = Context { clients, data_plane, record: Arc::default() };
+        let context = Context { clients, data_plane, record: SharedRecord::default() };
         let schema = Schema::parse_str(SCHEMA).context("parse the demo's own schema")?;
         let task = tokio::spawn(produce(context.clone(), Arc::new(schema), size));
         Ok(Self { context, task })
     }
 
-    pub(super) fn record(&self) -> Record {
-        self.context.record().clone()
+    pub(super) fn shared_record(&self) -> SharedRecord {
+        self.context.record.clone()
     }
 
-    /// Uploads everything again, after S3 lost it.
+    /// S3 lost everything. Returns how many objects there are to upload again.
+    pub(super) fn begin_restore(&self) -> usize {
+        let mut record = self.context.record.lock();
+        record.restoring = true;
+        record.uploads.len()
+    }
+
     pub(super) async fn restore(&self) -> Result<()> {
-        let record = self.record();
+        let record = self.context.record.get();
         for (key, upload) in &record.uploads {
             self.context.upload(key, upload.bytes.clone()).await?;
         }
+        self.context.record.lock().restoring = false;
         Ok(())
     }
 
     /// An error of the producer itself, which can only be a defect: S3 being away is waited out.
     pub(super) async fn check(&mut self) -> Result<()> {
-        if self.task.is_finished() && !self.context.record().finished {
+        if self.task.is_finished() && !self.context.record.lock().finished {
             (&mut self.task).await.context("the producer panicked")??;
         }
         Ok(())
@@ -198,7 +221,7 @@ async fn produce(context: Context, schema: Arc<Schema>, size: Size) -> Result<()
             Step::Pause => tokio::time::sleep(PAUSE).await,
             Step::NotifyAgain { number } => {
                 context.notify_again(&key(&day, number)).await?;
-                context.record().notified_twice += 1;
+                context.record.lock().notified_twice += 1;
             }
             Step::Put { number, kind } => {
                 let schema = schema.clone();
@@ -208,7 +231,7 @@ async fn produce(context: Context, schema: Arc<Schema>, size: Size) -> Result<()
                 let upload = Upload { bytes: bytes.clone(), expected, etag: None };
                 {
                     // Before the upload, so that a restore in between does not miss it.
-                    let mut record = context.record();
+                    let mut record = context.record.lock();
                     if record.uploads.insert(key.clone(), upload).is_some() {
                         record.overwritten += 1;
                     }
@@ -217,7 +240,7 @@ async fn produce(context: Context, schema: Arc<Schema>, size: Size) -> Result<()
             }
         }
     }
-    context.record().finished = true;
+    context.record.lock().finished = true;
     Ok(())
 }
 
@@ -254,10 +277,6 @@ fn key(day: &str, number: u64) -> String {
 }
 
 impl Context {
-    fn record(&self) -> MutexGuard<'_, Record> {
-        self.record.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Tries until S3 takes it: LocalStack may be on its way back.
     async fn upload(&self, key: &str, bytes: Arc<[u8]>) -> Result<()> {
         loop {
@@ -272,7 +291,7 @@ impl Context {
             match call.await {
                 Ok(answer) => {
                     let etag = answer.e_tag.context("S3 gave no ETag")?;
-                    if let Some(upload) = self.record().uploads.get_mut(key)
+                    if let Some(upload) = self.record.lock().uploads.get_mut(key)
                         && Arc::ptr_eq(&upload.bytes, &bytes)
                     {
                         upload.etag = Some(etag.trim_matches('"').to_owned());
@@ -289,7 +308,8 @@ impl Context {
 
     /// What S3 does when it is unsure whether a notification arrived.
     async fn notify_again(&self, key: &str) -> Result<()> {
-        let upload = self.record().uploads.get(key).cloned().context("notified before uploaded")?;
+        let upload =
+            self.record.lock().uploads.get(key).cloned().context("notified before uploaded")?;
         let body = json!({"Records": [{
             "eventVersion": "2.1",
             "eventSource": "aws:s3",
