@@ -47,6 +47,8 @@ struct Status {
     at: Timestamp,
     /// Freshness is over the commits of this long.
     window_seconds: u64,
+    /// The version of the ledger that all but queues and instances are read from.
+    ledger: Reading<i64>,
     fleets: Vec<FleetStatus>,
 }
 
@@ -93,18 +95,21 @@ pub(crate) async fn status(
     window: Duration,
 ) -> Result<bool> {
     let now = clock::now();
-    let ledger = world.ledger().await.map_err(|error| chain(error.as_ref()));
+    let opened = world.ledger().await.map_err(|error| chain(error.as_ref()));
+    let reading = Reading::of(opened.as_ref().map(|_| Ledger::version_known()));
+    // Told once, not by every part that hangs on it.
+    let ledger = opened.map_err(|_| "the ledger cannot be read".to_owned());
     let mut fleets = Vec::new();
     for (name, fleet) in world.fleets(fleet)? {
         fleets.push(fleet_status(world, name, fleet, &ledger, now, window).await);
     }
-    let status = Status { at: now, window_seconds: window.as_secs(), fleets };
+    let status = Status { at: now, window_seconds: window.as_secs(), ledger: reading, fleets };
     if screen.json {
         screen.json(&status)?;
     } else {
         screen.result(&render(&status, screen.paint))?;
     }
-    Ok(status.fleets.iter().all(all_known))
+    Ok(status.ledger.is_known() && status.fleets.iter().all(all_known))
 }
 
 fn all_known(fleet: &FleetStatus) -> bool {
@@ -201,6 +206,13 @@ fn loaded(summary: &FeedSummary, failures: Vec<(String, u64)>, objective: Durati
 
 fn render(status: &Status, paint: Paint) -> String {
     let mut text = String::new();
+    if let Reading::Unknown(why) = &status.ledger {
+        let _ = writeln!(
+            text,
+            "{}\n",
+            paint.red(&format!("the ledger cannot be read: {}", one_line(why)))
+        );
+    }
     for (index, fleet) in status.fleets.iter().enumerate() {
         if index > 0 {
             text.push('\n');
@@ -427,7 +439,12 @@ mod tests {
 
     #[test]
     fn a_working_fleet_reads_like_this() {
-        let status = Status { at: at(100), window_seconds: 3_600, fleets: vec![known()] };
+        let status = Status {
+            at: at(100),
+            window_seconds: 3_600,
+            ledger: Reading::Known(1),
+            fleets: vec![known()],
+        };
         assert_eq!(
             render(&status, PLAIN),
             "\
@@ -459,8 +476,10 @@ fleet ads, objective: queryable within 5m
             ..known()
         };
         assert!(!all_known(&fleet));
-        let status = Status { at: at(100), window_seconds: 3_600, fleets: vec![fleet] };
+        let ledger = Reading::Unknown("no route".into());
+        let status = Status { at: at(100), window_seconds: 3_600, ledger, fleets: vec![fleet] };
         let text = render(&status, PLAIN);
+        assert!(text.starts_with("the ledger cannot be read: no route\n"), "{text}");
         assert_eq!(text.matches("unknown: cannot connect").count(), 6, "{text}");
         assert!(!text.contains(" 0"), "{text}");
         let json = serde_json::to_value(&status).unwrap();
@@ -480,7 +499,12 @@ fleet ads, objective: queryable within 5m
         let loaded = loaded(&summary, Vec::new(), Duration::from_secs(300));
         assert_eq!((loaded.objective_met, loaded.freshness_p95_seconds), (None, None));
         let fleet = FleetStatus { feeds: vec![feed("imp", Reading::Known(loaded))], ..known() };
-        let status = Status { at: at(100), window_seconds: 3_600, fleets: vec![fleet] };
+        let status = Status {
+            at: at(100),
+            window_seconds: 3_600,
+            ledger: Reading::Known(1),
+            fleets: vec![fleet],
+        };
         let text = render(&status, PLAIN);
         assert!(text.contains("never") && text.contains("no commits in 1h"), "{text}");
     }

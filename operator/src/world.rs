@@ -1,7 +1,12 @@
 //! The configuration and the clients made from it: what every command starts with.
 
-use anyhow::{Result, bail};
+use std::str::FromStr;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
 use aws_config::SdkConfig;
+use sqlx::postgres::PgConnectOptions;
+use sqlx::{ConnectOptions, Connection};
 use weirgate_common::aws;
 use weirgate_common::config::{Config, Database, Feed, Fleet};
 use weirgate_common::ledger::Ledger;
@@ -9,6 +14,9 @@ use weirgate_common::queue::Queue;
 
 /// A person's commands ask one question at a time.
 const CONNECTIONS_MAX: u32 = 2;
+
+/// A database that has not answered by then is away.
+const ANSWER_MAX: Duration = Duration::from_secs(5);
 
 #[derive(Debug)]
 pub(crate) struct World {
@@ -53,6 +61,21 @@ impl World {
                 path.display(),
                 self.config_path
             );
+        }
+        if let Database::Postgres { url } = &self.config.database {
+            // A pool goes on trying and then says that it waited: one connection says why.
+            let failed = || {
+                format!(
+                    "cannot connect to {}; check that it is running and that the URL is right",
+                    self.config.database
+                )
+            };
+            let options = PgConnectOptions::from_str(url).with_context(failed)?;
+            let connection = tokio::time::timeout(ANSWER_MAX, options.connect())
+                .await
+                .with_context(failed)?
+                .with_context(failed)?;
+            connection.close().await.with_context(failed)?;
         }
         Ok(Ledger::connect(&self.config.database, CONNECTIONS_MAX).await?)
     }

@@ -32,33 +32,34 @@ pub(super) async fn check(world: &World) -> Vec<Section> {
     };
     let mut findings = vec![Finding::ok("database_reachable", "reachable")];
     let mut sections = Vec::new();
-    match ledger.version().await {
-        Ok(found) => {
-            findings.push(version(found, Ledger::version_known()));
-            match &ledger {
-                Ledger::Postgres(pool) => {
-                    findings.extend(clock_of(pool).await);
-                    findings.extend(or_unknown(postgres_ledger(pool, found > 0).await));
-                    for (name, feed) in &world.config.feeds {
-                        let findings = or_unknown(postgres_table(pool, feed).await);
-                        sections.push(table_section(name, feed, findings));
-                    }
-                }
-                Ledger::Sqlite(pool) => {
-                    findings.push(sqlite_writable(pool).await);
-                    for (name, feed) in &world.config.feeds {
-                        let columns = inventory::columns(&ledger, &feed.table).await;
-                        let findings = sqlite_table(feed, columns);
-                        sections.push(table_section(name, feed, findings));
-                    }
-                }
+    let found = ledger.version().await;
+    match (&ledger, &found) {
+        (_, Ok(found)) => findings.push(version(*found, Ledger::version_known())),
+        // Then the missing privileges are named below.
+        (Ledger::Postgres(_), Err(_)) => {}
+        (Ledger::Sqlite(_), Err(error)) => findings.push(Finding::fail(
+            "ledger_version",
+            chain(error),
+            "the file may be damaged, or be no SQLite database: `PRAGMA integrity_check` tells",
+        )),
+    }
+    match &ledger {
+        Ledger::Postgres(pool) => {
+            findings.extend(clock_of(pool).await);
+            findings.extend(or_unknown(postgres_ledger(pool).await));
+            for (name, feed) in &world.config.feeds {
+                let findings = or_unknown(postgres_table(pool, feed).await);
+                sections.push(table_section(name, feed, findings));
             }
         }
-        Err(error) => findings.push(Finding::fail(
-            "ledger_version",
-            chain(&error),
-            "let this user read the schema `weirgate`",
-        )),
+        Ledger::Sqlite(pool) => {
+            findings.push(sqlite_writable(pool).await);
+            for (name, feed) in &world.config.feeds {
+                let columns = inventory::columns(&ledger, &feed.table).await;
+                let findings = sqlite_table(feed, columns);
+                sections.push(table_section(name, feed, findings));
+            }
+        }
     }
     ledger.close().await;
     sections.insert(0, Section::new(subject, findings));
@@ -131,12 +132,16 @@ async fn clock_of(pool: &PgPool) -> Option<Finding> {
     Some(clocks::compare("database_clock", "the database's clock", theirs, before, clock::now()))
 }
 
-async fn postgres_ledger(pool: &PgPool, exists: bool) -> Result<Vec<Finding>, sqlx::Error> {
+async fn postgres_ledger(pool: &PgPool) -> Result<Vec<Finding>, sqlx::Error> {
+    // A role without USAGE may still ask the catalogue.
+    let (exists, usage, creates): (bool, bool, bool) = sqlx::query_as(
+        "SELECT count(*) > 0, coalesce(bool_and(has_schema_privilege(oid, 'USAGE')), false),
+                has_database_privilege(current_database(), 'CREATE')
+         FROM pg_namespace WHERE nspname = 'weirgate'",
+    )
+    .fetch_one(pool)
+    .await?;
     if !exists {
-        let creates: bool =
-            sqlx::query_scalar("SELECT has_database_privilege(current_database(), 'CREATE')")
-                .fetch_one(pool)
-                .await?;
         return Ok(vec![match creates {
             true => Finding::ok("ledger_privileges", "may create the ledger's schema"),
             false => Finding::fail(
@@ -147,23 +152,27 @@ async fn postgres_ledger(pool: &PgPool, exists: bool) -> Result<Vec<Finding>, sq
         }]);
     }
     // `has_table_privilege` with a list means any of them, so each is asked for.
-    let lacking: Vec<String> = sqlx::query_scalar(
-        "SELECT c.relname || ': ' || p.name
+    let mut lacking: Vec<String> = sqlx::query_scalar(
+        "SELECT string_agg(p.name, ', ' ORDER BY p.name) || ' on ' || c.relname
          FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
               CROSS JOIN (VALUES ('SELECT'), ('INSERT'), ('UPDATE'), ('DELETE')) AS p (name)
          WHERE n.nspname = 'weirgate' AND c.relkind IN ('r', 'p')
            AND NOT has_table_privilege(c.oid, p.name)
-         ORDER BY 1",
+         GROUP BY c.relname ORDER BY c.relname",
     )
     .fetch_all(pool)
     .await?;
+    if !usage {
+        lacking.insert(0, "USAGE on the schema".to_owned());
+    }
     Ok(vec![match lacking.is_empty() {
         true => Finding::ok("ledger_privileges", "may read and write the ledger"),
         false => Finding::fail(
             "ledger_privileges",
-            format!("lacks privileges on the ledger: {}", lacking.join(", ")),
+            format!("lacks privileges on the ledger's schema `weirgate`: {}", lacking.join("; ")),
             format!(
-                "GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA weirgate TO {0}; \
+                "GRANT USAGE ON SCHEMA weirgate TO {0}; \
+                 GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA weirgate TO {0}; \
                  GRANT USAGE ON ALL SEQUENCES IN SCHEMA weirgate TO {0}",
                 user(pool).await?
             ),
@@ -217,8 +226,23 @@ async fn postgres_table(pool: &PgPool, feed: &Feed) -> Result<Vec<Finding>, sqlx
         owner: table.try_get(8)?,
         has_object_column: table.try_get(9)?,
     };
-    Ok(judge_table(feed, &schema, &user(pool).await?, &facts))
+    let user = user(pool).await?;
+    let mut findings = judge_table(feed, &schema, &user, &facts);
+    if schema == LEDGER_SCHEMA {
+        findings.push(Finding::warn(
+            "table_schema",
+            format!(
+                "lies in the ledger's schema `{schema}`, where the search path of {user} leads"
+            ),
+            format!("name its schema: table = \"public.{}\"", feed.table.name),
+        ));
+    }
+    Ok(findings)
 }
+
+/// The search path begins with the role's own name, which makes this the home of a role called
+/// `weirgate`.
+const LEDGER_SCHEMA: &str = "weirgate";
 
 /// What PostgreSQL says about one feed's table and the schema it lies in.
 #[derive(Clone, Copy, Debug, Default)]
