@@ -6,6 +6,7 @@ use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use tracing::{error, info};
@@ -18,8 +19,9 @@ use weirgate_common::{aws, clock};
 
 use crate::group::AutoScalingGroup;
 use crate::history::History;
-use crate::policy::Step;
+use crate::policy::{Objective, Step};
 use crate::service::{Keeper, Readiness, objective, open_ledger, stop_signal};
+use crate::simulate::{Baseline, Kind, Policy, Suite, Trace, Trial, render};
 
 const USAGE: u8 = 2;
 
@@ -50,6 +52,12 @@ enum Command {
     /// One look proves no emptiness, so a plan to shrink never shows here; the running
     /// service's decisions are in the ledger.
     Plan(PlanArgs),
+    /// Run policies, ours and others', on simulated workloads and print how they did.
+    ///
+    /// All policies meet the same messages, the same lagging counters and slow boots. Cost is
+    /// billed time over that of a clairvoyant that serves everything in time and pays only for
+    /// work and boots. Use --trace with your own history before you deploy.
+    Simulate(SimulateArgs),
 }
 
 #[derive(Debug, Args)]
@@ -86,6 +94,34 @@ struct PlanArgs {
     json: bool,
 }
 
+#[derive(Debug, Args)]
+struct SimulateArgs {
+    /// Built-in workloads by name; without it and --trace, all of them.
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    workload: Vec<String>,
+    /// A file of `minute,arrivals` lines under that heading. Long ones: a day per seed.
+    #[arg(long, value_name = "FILE")]
+    trace: Vec<PathBuf>,
+    /// Policies by name; without it, all of them.
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    policy: Vec<String>,
+    /// Mean offered load in instances; the fleet may grow to eight times that.
+    #[arg(long, default_value = "10")]
+    load: f64,
+    /// Median time from launch to work.
+    #[arg(long, default_value = "60s", value_parser = config::parse_duration)]
+    boot: Duration,
+    /// The freshness objective.
+    #[arg(long, default_value = "5m", value_parser = config::parse_duration)]
+    freshness: Duration,
+    /// Paired repetitions: seeds 0 to this, exclusive.
+    #[arg(long, default_value = "5")]
+    seeds: u64,
+    /// One JSON array instead of tables.
+    #[arg(long)]
+    json: bool,
+}
+
 /// Runs the program. `args` includes the program's own name.
 pub fn run(args: impl Iterator<Item = OsString>) -> ExitCode {
     let cli = match Cli::try_parse_from(args) {
@@ -99,6 +135,9 @@ pub fn run(args: impl Iterator<Item = OsString>) -> ExitCode {
             };
         }
     };
+    if let Command::Simulate(args) = &cli.command {
+        return simulate(args);
+    }
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return fail(1, &format!("cannot start: {error}")),
@@ -107,6 +146,7 @@ pub fn run(args: impl Iterator<Item = OsString>) -> ExitCode {
         match cli.command {
             Command::Run(args) => serve(args).await,
             Command::Plan(args) => look(args).await,
+            Command::Simulate(_) => ExitCode::SUCCESS,
         }
     })
 }
@@ -187,6 +227,82 @@ async fn look(args: PlanArgs) -> ExitCode {
         }
     }
     code
+}
+
+fn simulate(args: &SimulateArgs) -> ExitCode {
+    let suite = match suite(args) {
+        Ok(suite) => suite,
+        Err(message) => return fail(USAGE, &message),
+    };
+    let rows = suite.run();
+    if args.json {
+        match serde_json::to_string_pretty(&rows) {
+            Ok(rows) => println!("{rows}"),
+            Err(error) => return fail(1, &error.to_string()),
+        }
+    } else {
+        print!("{}", render(&rows));
+    }
+    ExitCode::SUCCESS
+}
+
+fn suite(args: &SimulateArgs) -> Result<Suite, String> {
+    if !(args.load.is_finite() && args.load > 0.0 && args.load <= 1_000.0) {
+        return Err(format!("--load {} is outside 0 to 1000 instances", args.load));
+    }
+    let mut kinds = Vec::new();
+    for path in &args.trace {
+        let shown = path.display();
+        let text =
+            std::fs::read_to_string(path).map_err(|e| format!("cannot read {shown}: {e}"))?;
+        let name = path.file_stem().unwrap_or_default().to_string_lossy();
+        let trace = Trace::parse(&name, &text).map_err(|e| format!("{shown}: {e}"))?;
+        kinds.push(Kind::Trace(trace));
+    }
+    if !args.workload.is_empty() || args.trace.is_empty() {
+        kinds.extend(chosen(Kind::synthetic(), &args.workload, "workload", |kind| {
+            kind.name().to_owned()
+        })?);
+    }
+    let boot_ms = args.boot.as_millis() as f64;
+    let ours = Policy::Weirgate(Objective {
+        freshness: args.freshness,
+        instances_min: 0,
+        instances_max: 0,
+        slots: 1,
+        period: Duration::from_secs(10),
+        settle: Duration::from_secs(75),
+    });
+    let policies = std::iter::once(ours)
+        .chain(Baseline::all(boot_ms).into_iter().map(Policy::Baseline))
+        .collect();
+    let trial = |kind| Trial {
+        kind,
+        load: args.load,
+        boot_ms,
+        freshness_ms: u64::try_from(args.freshness.as_millis()).unwrap_or(u64::MAX),
+    };
+    Ok(Suite {
+        trials: kinds.into_iter().map(trial).collect(),
+        policies: chosen(policies, &args.policy, "policy", Policy::name)?,
+        seeds: args.seeds,
+        threads: std::thread::available_parallelism().map_or(1, usize::from),
+    })
+}
+
+/// Those of `all` that are named; all when none is.
+fn chosen<T>(
+    all: Vec<T>,
+    names: &[String],
+    what: &str,
+    name_of: impl Fn(&T) -> String,
+) -> Result<Vec<T>, String> {
+    let known: Vec<String> = all.iter().map(&name_of).collect();
+    if let Some(stranger) = names.iter().find(|name| !known.contains(name)) {
+        return Err(format!("no {what} `{stranger}`; there are: {}", known.join(", ")));
+    }
+    let wanted = |item: &T| names.is_empty() || names.contains(&name_of(item));
+    Ok(all.into_iter().filter(wanted).collect())
 }
 
 /// The configuration and the fleets that are to be scaled.

@@ -14,6 +14,24 @@ const BOOT_ASSUMED: Duration = Duration::from_secs(60);
 /// Boots remembered. Enough for a percentile, few enough to follow a new image.
 const BOOTS_MAX: usize = 20;
 
+/// Service time until one has been seen, and how many messages' worth of it the estimate holds
+/// on to: the first to be settled are the quick ones.
+const SERVICE_ASSUMED: Duration = Duration::from_secs(2);
+const SERVICE_ASSUMED_WEIGHT: f64 = 3.0;
+
+/// Service times older than this count for little.
+const SERVICE_MEMORY: Duration = Duration::from_secs(600);
+
+/// Arrivals are counted over this long. Counters lag by up to a minute, so shorter windows
+/// measure the lag.
+const FLOW_WINDOW: Duration = Duration::from_secs(300);
+
+/// A rate from a shorter span is noise, and takes a single burst for a flow.
+const MIN_FLOW_SPAN: Duration = Duration::from_secs(120);
+
+/// Past wishes are kept for the longest wait that any rule asks for.
+const WANTED_WINDOW: Duration = Duration::from_secs(3_600);
+
 /// Readings further apart than this do not speak for the time between them.
 const GAP_MAX: Duration = Duration::from_secs(60);
 
@@ -27,12 +45,32 @@ pub struct History {
     occupied: Option<Streak>,
     /// The last size the group was seen asking for.
     desired: Option<u32>,
-    service: Option<Duration>,
+    /// Messages settled by each worker as of its latest report.
+    done: BTreeMap<InstanceId, u64>,
+    /// Messages settled by all workers since this history began.
+    settled: u64,
+    /// Slot-seconds worked and messages settled, both fading over [`SERVICE_MEMORY`].
+    worked_s: f64,
+    worked_count: f64,
+    /// Messages at work now.
+    held: u64,
+    /// Depth and [`History::settled`] at each reading of the last [`FLOW_WINDOW`].
+    flow: VecDeque<Flow>,
+    /// What the rules wanted at each decision of the last [`WANTED_WINDOW`].
+    wanted: VecDeque<(Timestamp, u32)>,
+    learned_at: Option<Timestamp>,
     boots: VecDeque<Duration>,
     /// Instances whose arrival was seen and whose first report is awaited.
     arriving: BTreeMap<InstanceId, Timestamp>,
     /// Instances of the last known group state.
     seen: Option<Vec<InstanceId>>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Flow {
+    at: Timestamp,
+    settled: u64,
+    depth: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,7 +103,7 @@ impl History {
             // The queue may have filled and drained unseen: emptiness must be proven anew.
             None => self.empty = None,
         }
-        self.learn_service(observation);
+        self.learn_work(observation);
         if let Some(group) = observation.group.known() {
             self.desired = Some(group.desired);
             self.learn_boots(group, observation);
@@ -87,9 +125,60 @@ impl History {
         self.desired
     }
 
-    /// Mean service time of one message, remembered while there is nobody to report it.
-    pub fn service(&self) -> Option<Duration> {
-        self.service
+    /// Slot-seconds per message, by Little's law on what the workers hold and settle: their own
+    /// figures leave out what is still unfinished. Remembered while nobody works.
+    pub fn service(&self) -> Duration {
+        let assumed_s = SERVICE_ASSUMED.as_secs_f64() * SERVICE_ASSUMED_WEIGHT;
+        // What is held has been worked on without being settled: left out, a fleet that has only
+        // just begun would seem to take for ever.
+        let count = self.worked_count + self.held as f64 + SERVICE_ASSUMED_WEIGHT;
+        Duration::from_secs_f64((self.worked_s + assumed_s) / count)
+    }
+
+    /// Arrivals per second over the last minutes: what was settled, and what the queue gained.
+    /// `None` until there are readings to compare.
+    pub fn arrival_rate(&self) -> Option<f64> {
+        let (first, last) = (self.flow.front()?, self.flow.back()?);
+        let span = last.at.since(first.at);
+        if span < MIN_FLOW_SPAN {
+            return None;
+        }
+        // Single readings are from anywhere in the last minute: compare means of a few.
+        let few = (self.flow.len() / 4).clamp(1, 6);
+        let mean = |depths: &mut dyn Iterator<Item = &Flow>| {
+            depths.map(|flow| flow.depth as f64).sum::<f64>() / few as f64
+        };
+        let before = mean(&mut self.flow.iter().take(few));
+        let after = mean(&mut self.flow.iter().rev().take(few));
+        // The means lie this much closer together than the ends.
+        let apart = 1.0 - (few - 1) as f64 / (self.flow.len() - 1).max(1) as f64;
+        let settled = (last.settled - first.settled) as f64;
+        let gained = (after - before) / apart.max(0.5);
+        Some(((settled + gained) / span.as_secs_f64()).max(0.0))
+    }
+
+    /// Remembers what the rules wanted, so that a later plan knows for how long they have. Not
+    /// knowing what they would want breaks the run: what is spare must be proven anew.
+    pub fn note_wanted(&mut self, at: Timestamp, instances: Option<u32>) {
+        let Some(instances) = instances else { return self.wanted.clear() };
+        if self.wanted.back().is_some_and(|(then, _)| at.since(*then) > GAP_MAX) {
+            self.wanted.clear();
+        }
+        while self.wanted.front().is_some_and(|(then, _)| at.since(*then) > WANTED_WINDOW) {
+            self.wanted.pop_front();
+        }
+        self.wanted.push_back((at, instances));
+    }
+
+    /// The most that the rules have wanted within `span` before `now`; `None` when the decisions
+    /// do not reach back that far.
+    pub fn wanted_within(&self, now: Timestamp, span: Duration) -> Option<u32> {
+        let oldest = self.wanted.front()?.0;
+        if now.since(oldest) < span {
+            return None;
+        }
+        let recent = self.wanted.iter().rev().take_while(|(at, _)| now.since(*at) <= span);
+        recent.map(|(_, instances)| *instances).max()
     }
 
     /// From an instance's appearance in the group to its importer's first report: the 90th
@@ -100,18 +189,39 @@ impl History {
         boots.get((boots.len() * 9).div_ceil(10).max(1) - 1).copied().unwrap_or(BOOT_ASSUMED)
     }
 
-    fn learn_service(&mut self, observation: &Observation) {
-        let workers = observation.fresh_workers(observation.at);
-        let (mut total_ms, mut done) = (0u128, 0u128);
-        for report in workers.values().filter(|report| report.service_ms > 0) {
-            // A worker with a longer record speaks with more weight.
-            let weight = u128::from(report.done.max(1));
-            total_ms += u128::from(report.service_ms) * weight;
-            done += weight;
+    fn learn_work(&mut self, observation: &Observation) {
+        let at = observation.at;
+        let before_at = self.learned_at.replace(at);
+        let passed = before_at.map_or(Duration::ZERO, |then| at.since(then)).min(GAP_MAX);
+        if observation.workers.known().is_none() {
+            return;
         }
-        if let Some(mean_ms) = total_ms.checked_div(done) {
-            let mean_ms = u64::try_from(mean_ms).unwrap_or(u64::MAX);
-            self.service = Some(Duration::from_millis(mean_ms));
+        let fresh = observation.fresh_workers(at);
+        let (mut busy, mut busy_s, mut settled) = (0, 0.0, 0);
+        for (id, report) in &fresh {
+            let at_work = report.busy.min(report.slots);
+            busy += at_work;
+            busy_s += at_work as f64 * passed.min(at.since(report.started_at)).as_secs_f64();
+            // A new worker has settled all of it since the last look; one that was there before,
+            // only unseen, has settled it at unknown times.
+            let is_new = before_at.is_some_and(|then| report.started_at >= then.before(GAP_MAX));
+            let unseen = if is_new { 0 } else { report.done };
+            settled += report.done.saturating_sub(*self.done.get(id).unwrap_or(&unseen));
+        }
+        self.done = fresh.iter().map(|(id, report)| (id.clone(), report.done)).collect();
+        self.settled += settled;
+        self.held = busy;
+        let kept = (-passed.as_secs_f64() / SERVICE_MEMORY.as_secs_f64()).exp();
+        // An idle fleet forgets nothing: no work is no news of how long work takes.
+        if busy > 0 || settled > 0 {
+            self.worked_s = self.worked_s * kept + busy_s;
+            self.worked_count = self.worked_count * kept + settled as f64;
+        }
+        if let Some(depth) = observation.depth.known() {
+            while self.flow.front().is_some_and(|flow| at.since(flow.at) > FLOW_WINDOW) {
+                self.flow.pop_front();
+            }
+            self.flow.push_back(Flow { at, settled: self.settled, depth: depth.total() });
         }
     }
 

@@ -9,10 +9,12 @@
 //!                     └─▶ act         carries it out, or finds that it no longer applies
 //!                           └─▶ service     one loop per fleet: lease, observe, plan, act, record
 //!                                 └─▶ cli         what a person types
+//!                     └─▶ simulate    the same plan, and others' rules, in a simulated world
 //! ```
 //!
 //! A file uses only files above it. Nothing up to `policy` knows the time or asks the network;
-//! the same `plan` decides in the service and in tests.
+//! the same `plan` decides in the service, the simulator
+//! and the tests.
 
 pub mod group;
 
@@ -25,5 +27,7 @@ pub mod policy;
 pub mod act;
 
 pub mod service;
+
+pub mod simulate;
 
 pub mod cli;

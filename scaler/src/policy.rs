@@ -3,6 +3,7 @@
 //! Every rule proposes a size; the largest wins; bounds clamp it; safety may still suppress the
 //! step. The report carries all of it, so that no size is ever a mystery.
 
+use std::cmp::Ordering;
 use std::fmt;
 use std::time::Duration;
 
@@ -13,6 +14,12 @@ use weirgate_common::queue::Depth;
 use crate::group::{GroupState, InstanceId, Life};
 use crate::history::History;
 use crate::observe::Observation;
+
+/// The flow rule leaves this many instances, times the root of the fleet, to the drain rule.
+const FLOW_TOLERANCE: f64 = 0.25;
+
+/// Share of the promise kept in hand for what no estimate covers.
+const MARGIN_SHARE: f64 = 0.1;
 
 /// What the user asked of one fleet.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,7 +38,7 @@ pub struct Objective {
 }
 
 /// A decision that leaves no choice to whoever carries it out.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Plan {
     /// The size the group should ask for once the step is done.
     pub desired: u32,
@@ -74,12 +81,9 @@ pub enum HoldReason {
     GroupUnknown,
     DepthUnknown,
     WorkersUnknown,
-    /// The queue holds messages, waiting, in flight or delayed.
-    WorkLeft,
-    /// Empty, but not yet for long enough to be believed.
+    /// There is some to spare, but not yet for long enough to be believed, or to be worth the
+    /// boot of its return.
     Settling,
-    /// A worker says it holds messages that the queue does not show.
-    WorkerBusy,
     /// Instances are on their way: the size is not settled.
     InstancePending,
     /// Somebody suspended the process of the group that the step needs.
@@ -89,7 +93,7 @@ pub enum HoldReason {
     NoIdleVictim,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Report {
     pub at: Timestamp,
     pub step: Step,
@@ -97,6 +101,9 @@ pub struct Report {
     /// In order of rule; the winner is the largest, the first of equals.
     pub proposals: Vec<Proposal>,
     pub winner: Rule,
+    /// What the winner asks for, before bounds; absent when the queue or the workers are
+    /// unknown, and the rules speak from what is left.
+    pub wanted: Option<u32>,
     pub clamps: Vec<Clamp>,
     /// Steps that the rules wanted and safety forbade.
     pub suppressed: Vec<Suppressed>,
@@ -104,7 +111,7 @@ pub struct Report {
 }
 
 /// What the decision was made from. Absent is unknown.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Inputs {
     pub depth: Option<Depth>,
     pub desired: Option<u32>,
@@ -114,7 +121,8 @@ pub struct Inputs {
     /// Workers with a fresh report, and the messages they hold.
     pub workers: Option<usize>,
     pub busy: Option<u64>,
-    pub service_ms: Option<u64>,
+    pub service_ms: u64,
+    pub arrivals_per_s: Option<f64>,
     pub boot_ms: u64,
     /// An upper bound on what the oldest message has waited.
     pub oldest_ms: u64,
@@ -137,8 +145,8 @@ pub enum Rule {
     Min,
     /// Enough instances to drain the backlog while it is still fresh.
     Drain,
-    /// No fewer than now, until it is proven that nothing is left to do.
-    Keep,
+    /// Enough instances for what keeps arriving.
+    Flow,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -156,28 +164,34 @@ pub struct Suppressed {
     pub by: HoldReason,
 }
 
-/// Decides. Pure and deterministic: the service, the tests and the replay of recorded decisions
-/// get the same answer from the same arguments.
+/// Decides. Pure and deterministic: the service, the tests and the simulator get the same answer
+/// from the same arguments.
 pub fn plan(
     objective: &Objective,
     history: &History,
     observation: &Observation,
     now: Timestamp,
 ) -> Plan {
+    let inputs = inputs(history, observation, now);
     let mut report = Report {
         at: now,
         step: Step::Hold(HoldReason::Enough),
-        inputs: inputs(history, observation, now),
-        proposals: vec![Proposal {
-            rule: Rule::Min,
-            instances: objective.instances_min,
-            why: "instances.min".to_owned(),
-        }],
+        proposals: propose(objective, &inputs),
+        inputs,
         winner: Rule::Min,
+        wanted: None,
         clamps: Vec::new(),
         suppressed: Vec::new(),
         victims: Vec::new(),
     };
+    let winner = report.proposals.iter().fold(&report.proposals[0], |best, proposal| {
+        if proposal.instances > best.instances { proposal } else { best }
+    });
+    let wanted = winner.instances;
+    report.winner = winner.rule;
+    let known = observation.depth.known().is_some() && observation.workers.known().is_some();
+    report.wanted = known.then_some(wanted);
+
     let Some(group) = observation.group.known() else {
         let desired = history.desired().unwrap_or(objective.instances_min);
         return finish(report, desired, Step::Hold(HoldReason::GroupUnknown));
@@ -185,41 +199,15 @@ pub fn plan(
     if now.since(observation.at) > age_max(objective) {
         return finish(report, group.desired, Step::Hold(HoldReason::Stale));
     }
-
-    if let Some(depth) = observation.depth.known()
-        && depth.total() > 0
-    {
-        report.proposals.push(drain(objective, &report.inputs, depth.total()));
-    }
-    let kept = keep(objective, history, observation, group, now);
-    if let Some(reason) = kept {
-        report.proposals.push(Proposal {
-            rule: Rule::Keep,
-            instances: group.desired,
-            why: reason.to_string(),
-        });
-    }
-
-    let winner = report.proposals.iter().fold(&report.proposals[0], |best, proposal| {
-        if proposal.instances > best.instances { proposal } else { best }
-    });
-    let wanted = winner.instances;
-    report.winner = winner.rule;
     let target = clamp(objective, group, wanted, &mut report.clamps);
-
-    let step = if target > group.desired {
-        step_out(group, target)
-    } else if target == group.desired {
-        Step::Hold(match kept {
-            _ if target < wanted => HoldReason::AtMax,
-            Some(reason) if report.winner == Rule::Keep => reason,
-            _ => HoldReason::Enough,
-        })
-    } else if let Some(reason) = kept {
-        // A bound was lowered below the size; that is no licence to interrupt work.
-        Step::Hold(reason)
-    } else {
-        step_in(observation, group, target, now, &mut report.victims)
+    let step = match target.cmp(&group.desired) {
+        Ordering::Greater => step_out(group, target),
+        Ordering::Equal if target < wanted => Step::Hold(HoldReason::AtMax),
+        Ordering::Equal => Step::Hold(HoldReason::Enough),
+        Ordering::Less => match may_shrink(objective, history, observation, group, now) {
+            Ok(proof) => step_in(observation, group, target, proof, now, &mut report.victims),
+            Err(reason) => Step::Hold(reason),
+        },
     };
     if let Step::Hold(by) = step
         && target != group.desired
@@ -267,7 +255,8 @@ fn inputs(history: &History, observation: &Observation, now: Timestamp) -> Input
         leaving: group.map(|group| group.count(Life::Leaving)),
         workers: workers_known.then_some(fresh.len()),
         busy: workers_known.then(|| fresh.values().map(|report| report.busy).sum()),
-        service_ms: history.service().map(millis),
+        service_ms: millis(history.service()),
+        arrivals_per_s: history.arrival_rate().map(|rate| (rate * 100.0).round() / 100.0),
         boot_ms: millis(history.boot()),
         oldest_ms: millis(oldest),
         empty_for_ms: millis(history.empty_for()),
@@ -278,60 +267,103 @@ fn inputs(history: &History, observation: &Observation, now: Timestamp) -> Input
     }
 }
 
-/// Work ÷ (what one instance does in the time that is left): `B·S / (k·max(L − a − b, δ))`, see
-/// docs on scaling. Counts what is in flight: a busy fleet is not an idle one.
+fn propose(objective: &Objective, inputs: &Inputs) -> Vec<Proposal> {
+    let mut proposals = vec![Proposal {
+        rule: Rule::Min,
+        instances: objective.instances_min,
+        why: "instances.min".to_owned(),
+    }];
+    let held = inputs.busy.unwrap_or(0);
+    let backlog = inputs.depth.map_or(0, Depth::total).max(held);
+    if backlog > 0 {
+        proposals.push(drain(objective, inputs, backlog));
+    }
+    // Arrivals are averaged over minutes; a queue proven empty is better news than that.
+    if let Some(rate) = inputs.arrivals_per_s
+        && inputs.empty_for_ms < millis(objective.settle)
+    {
+        proposals.push(flow(objective, inputs, rate));
+    }
+    proposals
+}
+
+/// Little's law: arrivals × service time is the number of slots at work. The promise leaves
+/// room for a backlog, so a shortfall of a quarter instance is left to the drain rule, which
+/// sees it as age; asking for it here would make every fluctuation an instance.
+fn flow(objective: &Objective, inputs: &Inputs, rate: f64) -> Proposal {
+    let slots = rate * inputs.service_ms as f64 / 1000.0;
+    let exact = slots / objective.slots.max(1) as f64;
+    let tolerated = FLOW_TOLERANCE * exact.sqrt().max(1.0);
+    Proposal {
+        rule: Rule::Flow,
+        instances: (exact - tolerated).ceil().max(0.0) as u32,
+        why: format!("{rate:.2} messages/s of {} ms: {exact:.1} instances", inputs.service_ms),
+    }
+}
+
+/// Work ÷ what one instance does in the time that is left. What the instances at work do while
+/// new ones boot is not asked of the new ones: with `W` the work in instance-seconds, `t` the
+/// time left, `b` a boot and `r` instances at work, `r` suffice when `W ≤ r·t`, else
+/// `(W − r·b) / (t − b)` are needed.
 fn drain(objective: &Objective, inputs: &Inputs, backlog: u64) -> Proposal {
-    let slots = objective.slots.max(1);
-    let Some(service_ms) = inputs.service_ms else {
-        let instances = u32::try_from(backlog.div_ceil(slots)).unwrap_or(u32::MAX);
-        return Proposal {
-            rule: Rule::Drain,
-            instances,
-            why: format!("{backlog} messages, {slots} at a time; service time not known yet"),
-        };
+    let seconds = |ms: u64| ms as f64 / 1000.0;
+    let period = objective.period.as_secs_f64().max(0.001);
+    let service = seconds(inputs.service_ms);
+    // The last message is served to its end, and every reading is a period old.
+    let margin = objective.freshness.as_secs_f64() * MARGIN_SHARE + 2.0 * service + period;
+    let left = (objective.freshness.as_secs_f64() - seconds(inputs.oldest_ms) - margin).max(period);
+    let work = backlog as f64 * service / objective.slots.max(1) as f64;
+    let at_work = f64::from(inputs.in_service.unwrap_or(0));
+    let boot = seconds(inputs.boot_ms);
+    let needed = if work <= at_work * left {
+        work / left
+    } else {
+        ((work - at_work * boot.min(left)) / (left - boot).max(period)).max(at_work)
     };
-    let left_ms = millis(objective.freshness)
-        .saturating_sub(inputs.oldest_ms)
-        .saturating_sub(inputs.boot_ms)
-        .max(millis(objective.period))
-        .max(1);
-    let work_ms = backlog.saturating_mul(service_ms.max(1));
-    let instances = work_ms.div_ceil(slots.saturating_mul(left_ms));
     Proposal {
         rule: Rule::Drain,
-        instances: u32::try_from(instances).unwrap_or(u32::MAX),
+        instances: (needed.ceil() as u32).max(1),
         why: format!(
-            "{backlog} messages of {service_ms} ms, {slots} at a time, in {} s",
-            left_ms / 1000
+            "{backlog} messages of {} ms, {} at a time, in {left:.0} s",
+            inputs.service_ms, objective.slots
         ),
     }
 }
 
-/// Why the group must not shrink; `None` once it is proven that there is nothing to do.
-fn keep(
+/// Why something may go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Proof {
+    /// Nothing is left to do, on readings that outlast their lag.
+    Empty,
+    /// For longer than a boot the rules have wanted no more than this.
+    Surplus { instances: u32 },
+}
+
+fn may_shrink(
     objective: &Objective,
     history: &History,
     observation: &Observation,
     group: &GroupState,
     now: Timestamp,
-) -> Option<HoldReason> {
-    let Some(depth) = observation.depth.known() else { return Some(HoldReason::DepthUnknown) };
+) -> Result<Proof, HoldReason> {
+    let Some(depth) = observation.depth.known() else { return Err(HoldReason::DepthUnknown) };
     if observation.workers.known().is_none() {
-        return Some(HoldReason::WorkersUnknown);
-    }
-    if depth.total() > 0 {
-        return Some(HoldReason::WorkLeft);
-    }
-    if observation.fresh_workers(now).values().any(|report| report.busy > 0) {
-        return Some(HoldReason::WorkerBusy);
+        return Err(HoldReason::WorkersUnknown);
     }
     if group.count(Life::Pending) > 0 {
-        return Some(HoldReason::InstancePending);
+        return Err(HoldReason::InstancePending);
     }
-    if history.empty_for() < objective.settle {
-        return Some(HoldReason::Settling);
+    let busy = observation.fresh_workers(now).values().any(|report| report.busy > 0);
+    if depth.total() == 0 && !busy && history.empty_for() >= objective.settle {
+        return Ok(Proof::Empty);
     }
-    None
+    // An instance let go too early costs another boot: wait for as long as that is worth, and
+    // never less than the counters may lag.
+    let wait = history.boot().max(objective.settle);
+    match history.wanted_within(now, wait) {
+        Some(most) if most < group.desired => Ok(Proof::Surplus { instances: most.max(1) }),
+        _ => Err(HoldReason::Settling),
+    }
 }
 
 /// The configured bounds first, then the group's own, which the service enforces anyway.
@@ -361,10 +393,18 @@ fn step_in(
     observation: &Observation,
     group: &GroupState,
     target: u32,
+    proof: Proof,
     now: Timestamp,
     victims: &mut Vec<InstanceId>,
 ) -> Step {
     let from = group.desired;
+    let target = match proof {
+        Proof::Empty => target,
+        Proof::Surplus { instances } => target.max(instances),
+    };
+    if target >= from {
+        return Step::Hold(HoldReason::Settling);
+    }
     let present = group.count(Life::InService) + group.count(Life::Pending);
     if present < from {
         return Step::Cut { from, to: target.max(present) };
@@ -378,7 +418,12 @@ fn step_in(
         .instances
         .iter()
         .filter(|instance| instance.life == Life::InService && !instance.protected)
-        .filter(|instance| fresh.get(&instance.id).is_none_or(|report| report.busy == 0));
+        .filter(|instance| match (fresh.get(&instance.id), proof) {
+            (Some(report), _) => report.busy == 0,
+            // Silent: perhaps just arrived, perhaps broken. With nothing left to do it may go.
+            (None, Proof::Empty) => true,
+            (None, Proof::Surplus { .. }) => false,
+        });
     victims.extend(idle.take(surplus).map(|instance| instance.id.clone()));
     let count = u32::try_from(victims.len()).unwrap_or(u32::MAX);
     if count == 0 {
@@ -412,9 +457,7 @@ impl fmt::Display for HoldReason {
             HoldReason::GroupUnknown => "the group is unknown",
             HoldReason::DepthUnknown => "the queue's depth is unknown",
             HoldReason::WorkersUnknown => "what the workers do is unknown",
-            HoldReason::WorkLeft => "the queue is not empty",
-            HoldReason::Settling => "empty, but not for long enough",
-            HoldReason::WorkerBusy => "a worker still holds messages",
+            HoldReason::Settling => "some to spare, but not for long enough",
             HoldReason::InstancePending => "instances are still arriving",
             HoldReason::LaunchSuspended => "the group's Launch process is suspended",
             HoldReason::TerminateSuspended => "the group's Terminate process is suspended",
@@ -428,7 +471,7 @@ impl fmt::Display for Rule {
         f.write_str(match self {
             Rule::Min => "min",
             Rule::Drain => "drain",
-            Rule::Keep => "keep",
+            Rule::Flow => "flow",
         })
     }
 }
@@ -495,13 +538,14 @@ impl Report {
             .iter()
             .find(|proposal| proposal.rule == self.winner)
             .map_or("", |proposal| proposal.why.as_str());
+        let why = if self.wanted == Some(0) { "nothing left to do" } else { why };
         match self.step {
             Step::Hold(reason) => match self.inputs.desired {
                 Some(desired) => format!("hold at {desired}: {reason}"),
                 None => format!("hold: {reason}"),
             },
             Step::Out { from, to } => format!("out {from} → {to}: {why}"),
-            Step::In { from, to } => format!("in {from} → {to}: nothing left to do"),
+            Step::In { from, to } => format!("in {from} → {to}: {why}"),
             Step::Cut { from, to } => format!("cut {from} → {to}: these instances never came"),
         }
     }

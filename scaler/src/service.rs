@@ -196,6 +196,7 @@ impl<G: Group, Q: Gauge> Keeper<G, Q> {
         let observation = observe(&self.fleet, &self.gauge, &self.group, &self.ledger).await;
         history.learn(&observation);
         let plan = plan(&self.objective, history, &observation, clock::now());
+        history.note_wanted(observation.at, plan.report.wanted);
         (observation, plan)
     }
 

@@ -35,7 +35,7 @@ async fn planned(world: &World, visible: u64) -> Plan {
 #[tokio::test]
 async fn growing_asks_once_and_a_repeated_plan_changes_nothing() {
     let world = World::new(0, 0, 10);
-    let out = planned(&world, 12).await;
+    let out = planned(&world, 1_000).await;
     assert_eq!(out.step, Step::Out { from: 0, to: 3 });
     assert_eq!(act(&world, &out).await, Outcome::Done);
     assert_eq!(act(&world, &out).await, Outcome::AlreadyThere);
@@ -45,12 +45,12 @@ async fn growing_asks_once_and_a_repeated_plan_changes_nothing() {
 #[tokio::test]
 async fn a_plan_overtaken_by_somebody_else_is_dropped() {
     let world = World::new(0, 0, 10);
-    let out = planned(&world, 12).await;
+    let out = planned(&world, 1_000).await;
     world.set_desired(5).await.unwrap();
     assert_eq!(act(&world, &out).await, Outcome::Overtaken { desired: 5 });
 
     let world = World::new(0, 0, 10);
-    let out = planned(&world, 12).await;
+    let out = planned(&world, 1_000).await;
     world.lock().group.max = 2;
     assert_eq!(act(&world, &out).await, Outcome::Overtaken { desired: 0 });
     assert!(world.lock().writes.is_empty());

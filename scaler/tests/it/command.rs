@@ -67,3 +67,17 @@ fn a_plan_from_a_world_that_is_away_holds_and_exits_with_1() {
     assert!(plan.contains(r#""step":{"hold":"group_unknown"}"#), "{plan}{said}");
     assert!(plan.contains("queue: "), "{plan}");
 }
+
+#[test]
+fn a_simulation_prints_the_same_table_twice_and_names_what_it_knows() {
+    let folder = tempfile::tempdir().unwrap();
+    let asked = ["simulate", "--workload", "steady", "--policy", "weirgate,keda-4", "--seeds", "1"];
+    let (once, again) = (scaler(&asked, folder.path()), scaler(&asked, folder.path()));
+    assert_eq!(once.status.code(), Some(0), "{}", text(&once.stderr));
+    assert_eq!(once.stdout, again.stdout);
+    assert!(text(&once.stdout).contains("\nkeda-4 "), "{}", text(&once.stdout));
+
+    let output = scaler(&["simulate", "--policy", "kedda"], folder.path());
+    assert_eq!(output.status.code(), Some(2));
+    assert!(text(&output.stderr).contains("no policy `kedda`; there are: weirgate, static-peak"));
+}

@@ -63,7 +63,7 @@ async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
 async fn a_fleet_grows_with_its_queue_and_shrinks_to_zero_after_it() {
     let (_folder, ledger) = ledger().await;
     let world = World::new(0, 0, 10);
-    world.lock().depth.visible = 12;
+    world.lock().depth.visible = 1_000;
     let scaler = start(&world, &ledger, "one");
     until("three instances", async || world.desired() == 3).await;
 
@@ -115,7 +115,7 @@ async fn one_scaler_acts_and_the_standby_takes_over() {
 
     // Crashed, the lease runs out; nothing releases it.
     acting.running.abort();
-    world.lock().depth.visible = 8;
+    world.lock().depth.visible = 500;
     until("two instances", async || world.desired() == 2).await;
     assert!(scaler_of().await);
 

@@ -6,7 +6,7 @@
 //! queue VISIBLE/IN_FLIGHT/DELAYED | queue unknown
 //! group desired=N min=N max=N suspended=PROCESS | group unknown     (what is not named stays)
 //! instance ID in_service | pending | leaving | protected | gone
-//! worker ID busy=N service=MS oldest=SECONDS | worker ID silent | workers unknown | workers known
+//! worker ID busy=N rate=PER_MINUTE oldest=SECONDS | worker ID silent | workers unknown | workers known
 //! for SECONDS        observe and plan every period; print the first plan and each that differs
 //! plan               print the whole report of a plan made now
 //! ```
@@ -37,7 +37,10 @@ pub(crate) fn objective() -> Objective {
 
 struct Worker {
     busy: u64,
-    service_ms: u64,
+    /// Messages settled per minute.
+    rate: u64,
+    /// Sixtieths of a message.
+    settled: u64,
     oldest_s: u64,
     started_at: Timestamp,
 }
@@ -83,8 +86,8 @@ impl Scene {
             state: WorkerState::Running,
             slots: self.objective.slots,
             busy: worker.busy,
-            done: 100,
-            service_ms: worker.service_ms,
+            done: worker.settled / 60,
+            service_ms: 0,
             oldest_message_at: (worker.busy > 0)
                 .then(|| self.now.before(Duration::from_secs(worker.oldest_s))),
             started_at: worker.started_at,
@@ -152,7 +155,8 @@ impl Scene {
                 let started_at = self.now;
                 let worker = self.workers.entry((*id).to_owned()).or_insert(Worker {
                     busy: 0,
-                    service_ms: 0,
+                    rate: 0,
+                    settled: 0,
                     oldest_s: 0,
                     started_at,
                 });
@@ -161,7 +165,7 @@ impl Scene {
                     let n = n.parse().unwrap();
                     match name {
                         "busy" => worker.busy = n,
-                        "service" => worker.service_ms = n,
+                        "rate" => worker.rate = n,
                         "oldest" => worker.oldest_s = n,
                         _ => panic!("{line}"),
                     }
@@ -184,13 +188,17 @@ impl Scene {
         while self.now < end {
             let observation = self.observation();
             self.history.learn(&observation);
-            let headline =
-                plan(&self.objective, &self.history, &observation, self.now).report.headline();
+            let plan = plan(&self.objective, &self.history, &observation, self.now);
+            self.history.note_wanted(self.now, plan.report.wanted);
+            let headline = plan.report.headline();
             if headline != self.said {
                 writeln!(said, "→ {:>4} s  {headline}", self.now.unix_ms() / 1000).unwrap();
                 self.said = headline;
             }
             self.now = self.now.after(self.objective.period);
+            for worker in self.workers.values_mut() {
+                worker.settled += worker.rate * self.objective.period.as_secs();
+            }
         }
         said
     }
