@@ -33,6 +33,7 @@ struct FeedAudit {
     listed: usize,
     settled: usize,
     dead_lettered: Vec<String>,
+    discarded: Vec<String>,
     pending: Vec<String>,
     stale: Vec<String>,
     missing: Vec<String>,
@@ -128,6 +129,7 @@ async fn audit_feed(
                 continue;
             }
             Standing::DeadLettered => &mut audit.dead_lettered,
+            Standing::Discarded => &mut audit.discarded,
             Standing::Pending => &mut audit.pending,
             Standing::Stale => &mut audit.stale,
             Standing::Missing => &mut audit.missing,
@@ -151,6 +153,7 @@ fn render(audit: &Audit, paint: Paint) -> String {
             (&feed.missing, "missing: in S3, not in the ledger", true),
             (&feed.stale, "stale: the table holds an older version", true),
             (&feed.dead_lettered, "dead-lettered, see `weirgate dlq list`", false),
+            (&feed.discarded, "given up by an operator", false),
             (&feed.pending, "too young to be missing", false),
         ] {
             let lines = objects.iter().map(String::as_str);

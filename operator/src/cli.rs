@@ -14,7 +14,7 @@ use weirgate_common::fault::chain;
 use weirgate_common::telemetry::{LOG_VARIABLE, LogFormat, start_logging};
 
 use crate::address::Address;
-use crate::dlq::{self, ReplayOptions, Selection};
+use crate::dlq::{self, DiscardOptions, ReplayOptions, Selection};
 use crate::screen::Screen;
 use crate::world::World;
 use crate::{audit, check, publish, status, wait};
@@ -167,6 +167,41 @@ enum Dlq {
         #[arg(long, value_name = "N")]
         rate: Option<NonZeroU32>,
     },
+    /// Print letters as JSON lines; they stay where they are.
+    #[command(after_help = "Example:
+  weirgate dlq export --reason bad_body > letters.jsonl")]
+    Export {
+        #[command(flatten)]
+        select: Select,
+    },
+    /// Put exported letters, edited or not, into the dead-letter queue.
+    Import {
+        /// JSON lines with `body` and `attributes`, as `dlq export` prints them; `-` reads
+        /// standard input.
+        file: PathBuf,
+        /// Do it, without asking.
+        #[arg(long)]
+        yes: bool,
+    },
+    /// Give letters up: save them to a file, then delete them.
+    ///
+    /// The file can be imported again. The ledger remembers that the objects were given up, so
+    /// that an audit does not call them missing.
+    #[command(after_help = "Example:
+  weirgate dlq discard --reason bad_body --save letters.jsonl --yes")]
+    Discard {
+        #[command(flatten)]
+        select: Select,
+        /// Every letter in the queue.
+        #[arg(long, conflicts_with_all = ["reason", "object", "feed", "message_id"])]
+        all: bool,
+        /// A new file to keep the letters in.
+        #[arg(long, value_name = "FILE")]
+        save: PathBuf,
+        /// Do it, without asking.
+        #[arg(long)]
+        yes: bool,
+    },
 }
 
 /// Conditions on letters; all that are given must hold, any value of each will do.
@@ -198,6 +233,14 @@ impl From<Select> for Selection {
             feeds: select.feed,
             limit: select.limit,
         }
+    }
+}
+
+impl Select {
+    /// What changes letters must be told which ones, or that all are meant.
+    fn or_all(self, all: bool) -> Result<Selection, Unselective> {
+        let selection = Selection::from(self);
+        if selection.is_empty() && !all { Err(Unselective) } else { Ok(selection) }
     }
 }
 
@@ -288,12 +331,20 @@ async fn command(
         }
         Command::Dlq(Dlq::Show { id }) => dlq::show(world, screen, fleet, &id).await,
         Command::Dlq(Dlq::Replay { select, all, yes, force, rate }) => {
-            let selection = Selection::from(select);
-            if selection.is_empty() && !all {
-                return Err(Unselective.into());
-            }
+            let selection = select.or_all(all)?;
             let options = ReplayOptions { yes, force, rate_max: rate };
             dlq::replay_letters(world, screen, fleet, &selection, options).await
+        }
+        Command::Dlq(Dlq::Export { select }) => {
+            dlq::export(world, screen, fleet, &select.into()).await
+        }
+        Command::Dlq(Dlq::Import { file, yes }) => {
+            dlq::import(world, screen, fleet, &file, yes).await
+        }
+        Command::Dlq(Dlq::Discard { select, all, save, yes }) => {
+            let selection = select.or_all(all)?;
+            let options = DiscardOptions { yes, save };
+            dlq::discard(world, screen, fleet, &selection, &options).await
         }
     }
 }

@@ -9,7 +9,7 @@ use weirgate_common::config::{TableName, is_leftover};
 use weirgate_common::ledger::Ledger;
 
 use crate::address::Address;
-use crate::standing::{Books, Entry, EntryState, Listed};
+use crate::standing::{Books, Entry, EntryState, Listed, Refusal};
 
 /// Every object under the address, apart from what Spark and Hadoop leave behind.
 pub(crate) async fn list(client: &Client, address: &Address) -> Result<Vec<Listed>> {
@@ -52,8 +52,8 @@ pub(crate) async fn books(
          WHERE feed = $1 AND bucket = $2 AND substr(key, 1, length($3)) = $3",
     );
     let refusals = ledger.sql(
-        "SELECT object, last_seen FROM weirgate.failure
-         WHERE feed = $1 AND resolution = 'dead_lettered' AND object <> ''",
+        "SELECT object, last_seen, resolution FROM weirgate.failure
+         WHERE feed = $1 AND resolution IN ('dead_lettered', 'discarded') AND object <> ''",
     );
     let mut books = Books::default();
     // The two pools differ in type only.
@@ -74,13 +74,14 @@ pub(crate) async fn books(
                 let entry = Entry { key, etag, state };
                 books.entries.entry(entry.key.clone()).or_default().push(entry);
             }
-            let rows = sqlx::query_as::<_, (String, Timestamp)>(&refusals)
+            let rows = sqlx::query_as::<_, (String, Timestamp, String)>(&refusals)
                 .bind(feed)
                 .fetch_all($pool)
                 .await;
-            for (object, last_seen) in rows.context("reading failures failed")? {
-                let seen = books.refusals.entry(object).or_insert(last_seen);
-                *seen = last_seen.max(*seen);
+            for (object, last_seen, resolution) in rows.context("reading failures failed")? {
+                let refusal = Refusal { last_seen, discarded: resolution == "discarded" };
+                let known = books.refusals.entry(object).or_insert(refusal);
+                *known = refusal.max(*known);
             }
         }};
     }

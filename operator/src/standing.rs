@@ -35,9 +35,15 @@ pub(crate) enum EntryState {
 #[derive(Debug, Default)]
 pub(crate) struct Books {
     pub(crate) entries: BTreeMap<String, Vec<Entry>>,
-    /// Dead letters not yet replayed: the object's address, as the importer wrote it, and when it
-    /// was last seen to fail.
-    pub(crate) refusals: BTreeMap<String, Timestamp>,
+    /// Dead letters that were not replayed, by the object's address as the importer wrote it.
+    pub(crate) refusals: BTreeMap<String, Refusal>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Refusal {
+    pub(crate) last_seen: Timestamp,
+    /// Given up by an operator: the letter is not in the queue any more.
+    pub(crate) discarded: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
@@ -47,6 +53,8 @@ pub(crate) enum Standing {
     Settled,
     /// In the dead-letter queue, with its reason.
     DeadLettered,
+    /// Was dead-lettered, then given up by an operator.
+    Discarded,
     /// Not loaded, but young enough to be on its way.
     Pending,
     /// An older version is in the table; this one is not, and should be.
@@ -67,8 +75,10 @@ pub(crate) fn standing(
     if entries.iter().any(|entry| entry.etag == object.etag) {
         return Standing::Settled;
     }
-    if is_refused(object, bucket, books) {
-        return Standing::DeadLettered;
+    match refusal(object, bucket, books) {
+        Some(refusal) if refusal.discarded => return Standing::Discarded,
+        Some(_) => return Standing::DeadLettered,
+        None => {}
     }
     if now.since(object.modified_at) < grace {
         return Standing::Pending;
@@ -79,15 +89,17 @@ pub(crate) fn standing(
     }
 }
 
-/// A refusal older than the object was of an earlier version of it.
-fn is_refused(object: &Listed, bucket: &str, books: &Books) -> bool {
+/// The latest refusal; one older than the object was of an earlier version of it.
+fn refusal(object: &Listed, bucket: &str, books: &Books) -> Option<Refusal> {
     let address = format!("s3://{bucket}/{}", object.key);
     let names = books.refusals.range(address.clone()..);
     names
         .take_while(|(name, _)| name.starts_with(&address))
         // The importer adds `#version` where the event named one.
         .filter(|(name, _)| matches!(name.as_bytes().get(address.len()), None | Some(b'#')))
-        .any(|(_, last_seen)| *last_seen >= object.modified_at)
+        .map(|(_, refusal)| *refusal)
+        .filter(|refusal| refusal.last_seen >= object.modified_at)
+        .max()
 }
 
 #[cfg(test)]
@@ -107,7 +119,9 @@ mod tests {
             books.entries.entry(entry.key.clone()).or_default().push(entry);
         }
         for (object, seen) in refusals {
-            books.refusals.insert((*object).into(), at(*seen));
+            let discarded = object.ends_with("#given-up");
+            let refusal = Refusal { last_seen: at(*seen), discarded };
+            books.refusals.insert((*object).into(), refusal);
         }
         books
     }
@@ -125,6 +139,12 @@ mod tests {
             (books(&[], &[]), 110, Standing::Pending),
             (books(&[], &[("s3://b/k", 101)]), 1_000, Standing::DeadLettered),
             (books(&[], &[("s3://b/k#v1", 101)]), 110, Standing::DeadLettered),
+            (books(&[], &[("s3://b/k#given-up", 101)]), 1_000, Standing::Discarded),
+            (
+                books(&[], &[("s3://b/k#given-up", 101), ("s3://b/k", 102)]),
+                1_000,
+                Standing::DeadLettered,
+            ),
             (books(&[], &[("s3://b/k", 99)]), 1_000, Standing::Missing),
             (books(&[], &[("s3://b/k2", 101)]), 1_000, Standing::Missing),
             (books(&[("k", "1", Committed)], &[("s3://b/k", 101)]), 110, Standing::DeadLettered),

@@ -26,6 +26,8 @@ struct Outcome {
     objects: usize,
     settled: usize,
     dead_lettered: Vec<String>,
+    /// Given up by an operator: nothing to wait for.
+    discarded: Vec<String>,
     waiting: Vec<String>,
     timed_out: bool,
 }
@@ -95,6 +97,7 @@ async fn look(
         objects: 0,
         settled: 0,
         dead_lettered: Vec::new(),
+        discarded: Vec::new(),
         waiting: Vec::new(),
         timed_out: false,
     };
@@ -110,6 +113,7 @@ async fn look(
             match standing(object, &prefix.bucket, &books, now, Duration::ZERO) {
                 Standing::Settled => outcome.settled += 1,
                 Standing::DeadLettered => outcome.dead_lettered.push(address()),
+                Standing::Discarded => outcome.discarded.push(address()),
                 Standing::Pending | Standing::Stale | Standing::Missing => {
                     outcome.waiting.push(address());
                 }
@@ -137,6 +141,7 @@ fn conclude(screen: &Screen, outcome: &Outcome, elapsed: Duration) -> Result<boo
     }
     for (objects, what) in [
         (&outcome.dead_lettered, "dead-lettered, see `weirgate dlq list`"),
+        (&outcome.discarded, "given up by an operator"),
         (&outcome.waiting, "not loaded"),
     ] {
         for object in objects.iter().take(NAMED_MAX) {

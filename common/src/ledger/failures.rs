@@ -30,6 +30,8 @@ pub struct Failure {
 pub enum Resolution {
     DeadLettered,
     Replayed,
+    /// Given up by an operator.
+    Discarded,
 }
 
 impl Resolution {
@@ -37,6 +39,7 @@ impl Resolution {
         match self {
             Resolution::DeadLettered => "dead_lettered",
             Resolution::Replayed => "replayed",
+            Resolution::Discarded => "discarded",
         }
     }
 }
@@ -100,29 +103,31 @@ impl Ledger {
         })
     }
 
-    /// Marks the dead letters of an object as replayed, as far as they were seen to fail until
-    /// `failed_until`: one that has failed again since, while the replay was under way, is a dead
-    /// letter still.
-    pub async fn mark_replayed(
+    /// Moves the failures of an object from one resolution to another, as far as they were seen
+    /// until `failed_until`: one that has failed again since, while a replay was under way, is a
+    /// dead letter still.
+    pub async fn resolve_failures(
         &self,
         object: &str,
         failed_until: Timestamp,
-        at: Timestamp,
+        from: Resolution,
+        to: Resolution,
     ) -> Result<(), LedgerError> {
         let statement = self.sql(
-            "UPDATE weirgate.failure SET resolution = 'replayed', last_seen = $3
-             WHERE object = $1 AND last_seen <= $2 AND resolution = 'dead_lettered'",
+            "UPDATE weirgate.failure SET resolution = $4
+             WHERE object = $1 AND last_seen <= $2 AND resolution = $3",
         );
         on_pool!(self, pool => {
             sqlx::query(&statement)
                 .bind(object)
                 .bind(failed_until)
-                .bind(at)
+                .bind(from.as_str())
+                .bind(to.as_str())
                 .execute(pool)
                 .await
                 .map(drop)
         })
-        .map_err(|source| LedgerError::Statement { what: "marking a replay", source })
+        .map_err(|source| LedgerError::Statement { what: "resolving failures", source })
     }
 }
 

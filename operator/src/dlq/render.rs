@@ -216,6 +216,27 @@ fn body(body: &str) -> String {
     text
 }
 
+/// What is about to happen to the letters, group by group; nothing when there are none.
+pub(crate) fn intent(what: &str, chosen: &[&Letter], now: Timestamp, paint: Paint) -> String {
+    let mut text = String::new();
+    if chosen.is_empty() {
+        return text;
+    }
+    let _ = writeln!(text, "{}", paint.bold(what));
+    for group in letter::group(chosen.iter().copied()) {
+        let _ = writeln!(
+            text,
+            "  {} {} {} oldest {}: {}",
+            count(group.count as u64),
+            one_line(&group.reason),
+            one_line(&feeds(&group.feeds)),
+            span(now.since(group.oldest_sent_at)),
+            cut(&one_line(&group.error), ERROR_WIDTH_MAX)
+        );
+    }
+    text
+}
+
 /// What a replay will do, before it does.
 pub(crate) fn plan(
     chosen: &[&Letter],
@@ -224,25 +245,8 @@ pub(crate) fn plan(
     now: Timestamp,
     paint: Paint,
 ) -> String {
-    let mut text = String::new();
-    if !chosen.is_empty() {
-        let _ = writeln!(
-            text,
-            "{} to {destination}",
-            paint.bold(&format!("replay {}", plural(chosen.len(), "dead letter")))
-        );
-        for group in letter::group(chosen.iter().copied()) {
-            let _ = writeln!(
-                text,
-                "  {} {} {} oldest {}: {}",
-                count(group.count as u64),
-                one_line(&group.reason),
-                one_line(&feeds(&group.feeds)),
-                span(now.since(group.oldest_sent_at)),
-                cut(&one_line(&group.error), ERROR_WIDTH_MAX)
-            );
-        }
-    }
+    let what = format!("replay {} to {destination}", plural(chosen.len(), "dead letter"));
+    let mut text = intent(&what, chosen, now, paint);
     if !parked.is_empty() {
         let _ = writeln!(
             text,

@@ -84,14 +84,21 @@ fn batch_length<B: Letterbox>(
     rate_max: Option<NonZeroU32>,
 ) -> usize {
     let by_rate = rate_max.map_or(BATCH_MAX, |rate| rate.get() as usize);
+    let messages = waiting.iter().take(by_rate).map(|&index| &held.letter(index).message);
+    fitting(messages.map(|message| (&message.body, &message.attributes)))
+}
+
+/// How many of the messages fit into one call, at least one.
+pub(super) fn fitting<'m>(
+    messages: impl Iterator<Item = (&'m String, &'m BTreeMap<String, String>)>,
+) -> usize {
     let mut bytes = 0;
-    let fitting = waiting.iter().take(BATCH_MAX.min(by_rate)).take_while(|&&index| {
-        let message = &held.letter(index).message;
-        let attributes = message.attributes.iter().map(|(name, value)| name.len() + value.len());
-        bytes += message.body.len() + attributes.sum::<usize>();
+    let fit = messages.take(BATCH_MAX).take_while(|(body, attributes)| {
+        let attributes = attributes.iter().map(|(name, value)| name.len() + value.len());
+        bytes += body.len() + attributes.sum::<usize>();
         bytes <= BATCH_BYTES_MAX
     });
-    fitting.count().max(1)
+    fit.count().max(1)
 }
 
 async fn replay_batch<B: Letterbox>(
