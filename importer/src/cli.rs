@@ -10,12 +10,15 @@ use std::time::Duration;
 use anyhow::Context;
 use backon::{ExponentialBuilder, Retryable};
 use clap::Parser;
+use weirgate_common::aws;
 use weirgate_common::config::{self, Config};
+use weirgate_common::fault::{self, Fault};
 use weirgate_common::ledger::Ledger;
 use weirgate_common::queue::Queue;
 use weirgate_common::telemetry::{self, Health, LogFormat};
-use weirgate_common::{aws, fault};
 
+use crate::avro::limits::Limits;
+use crate::avro::schema::Schema;
 use crate::import::Importer;
 use crate::object::Objects;
 use crate::sink::Sink;
@@ -89,6 +92,12 @@ pub fn run(arguments: impl Iterator<Item = OsString>) -> ExitCode {
 fn configured(arguments: &Arguments) -> anyhow::Result<(Config, String)> {
     let config = Config::load(&arguments.config)?;
     let fleet = config.fleet(arguments.fleet.as_deref())?.0.to_owned();
+    for (name, feed) in &config.feeds {
+        if let Some(json) = &feed.schema {
+            Schema::parse(json, &Limits::default())
+                .with_context(|| format!("feed.{name}.schema is no Avro schema"))?;
+        }
+    }
     Ok((config, fleet))
 }
 
@@ -124,6 +133,7 @@ async fn connect(config: Config, fleet: String, health: Health) -> anyhow::Resul
     let connections = u32::try_from(config.importer.slots + 2).unwrap_or(u32::MAX);
     let ledger = (|| Ledger::open(&config.database, connections))
         .retry(patience())
+        .when(|error| matches!(error.fault(), Fault::Outage(_)))
         .notify(|error, wait| {
             tracing::warn!(error = fault::chain(error), ?wait, "the database does not answer yet");
         })

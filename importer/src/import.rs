@@ -22,6 +22,7 @@ pub struct Importer {
 pub enum Settled {
     Committed {
         rows: u64,
+        rejected: usize,
         bytes: u64,
     },
     AlreadyCommitted,
@@ -64,7 +65,9 @@ impl Importer {
         let opened = Opened::read_header(object_name.clone(), opened).await?;
         let bytes = opened.bytes();
         Ok(match self.sink.import(&job, opened).await? {
-            Outcome::Committed { rows, .. } => Settled::Committed { rows, bytes },
+            Outcome::Committed { rows, rejected, .. } => {
+                Settled::Committed { rows, rejected, bytes }
+            }
             Outcome::AlreadyCommitted => Settled::AlreadyCommitted,
             Outcome::Superseded => Settled::Superseded,
         })

@@ -12,11 +12,12 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use tokio::sync::mpsc;
+use weirgate_common::config::OnBadRow;
 use weirgate_common::fault::{self, Fault};
 
 use crate::avro::codec::Decompressor;
 use crate::avro::container::{ContainerError, Header, Reader};
-use crate::avro::fault::Fault as AvroFault;
+use crate::avro::fault::{Fault as AvroFault, RowFault};
 use crate::avro::limits::Limits;
 use crate::avro::plan::{Constants, Plan, Rows};
 use crate::failure::Failure;
@@ -36,7 +37,7 @@ const PREFETCH_BYTES: usize = 8 << 20;
 /// What the thread makes of each block.
 pub enum Format {
     /// Binary COPY tuples.
-    Copy { plan: Arc<Plan>, constants: Constants },
+    Copy { plan: Arc<Plan>, constants: Constants, on_bad_row: OnBadRow },
     /// Decompressed blocks, to be bound row by row inside the transaction.
     Blocks,
 }
@@ -48,7 +49,23 @@ pub struct Chunk {
     /// Position in the file of the first of them.
     pub first_row: u64,
     pub bytes: Vec<u8>,
+    /// Rows left out, where the feed wants them quarantined.
+    pub rejected: Vec<RejectedRow>,
 }
+
+/// A row that the database cannot hold.
+#[derive(Debug)]
+pub struct RejectedRow {
+    /// Position in the file, from 0.
+    pub ordinal: u64,
+    pub reason: String,
+    /// The whole record as JSON.
+    pub record: String,
+}
+
+/// Rejected rows are kept in memory until the others are copied. An object with more than these
+/// is not one with a few bad rows, and is refused as a whole.
+pub const REJECTED_MAX: usize = 10_000;
 
 /// An object opened as far as its header.
 pub struct Opened {
@@ -178,14 +195,23 @@ fn transcode(
                 .decompress(&block, &mut scratch)
                 .map_err(|error| corrupt(name, &error))?;
             let wanted = match format {
-                Format::Copy { plan, constants } => {
+                Format::Copy { plan, constants, on_bad_row } => {
                     let mut rows = plan.rows(data, block.rows);
-                    copy(&mut rows, constants, &mut pending, chunks)
-                        .map_err(|fault| bad_row(name, block.first_row, fault))?
+                    loop {
+                        match copy(&mut rows, constants, &mut pending, chunks) {
+                            Ok(wanted) => break wanted,
+                            Err(AvroFault::Row(row)) if *on_bad_row == OnBadRow::Quarantine => {
+                                let record = rows.refused_json();
+                                pending.rejected.push(rejected(block.first_row, &row, record));
+                            }
+                            Err(fault) => return Err(bad_row(name, block.first_row, fault)),
+                        }
+                    }
                 }
                 Format::Blocks => {
                     let (rows, first_row) = (block.rows, block.first_row);
-                    send(chunks, Chunk { rows, first_row, bytes: data.to_vec() })
+                    let (bytes, rejected) = (data.to_vec(), Vec::new());
+                    send(chunks, Chunk { rows, first_row, bytes, rejected })
                 }
             };
             if !wanted {
@@ -198,13 +224,14 @@ fn transcode(
         }
     }
     reader.finish().map_err(|error| corrupt(name, &error))?;
-    if pending.rows > 0 {
+    if pending.rows > 0 || !pending.rejected.is_empty() {
         send(chunks, pending);
     }
     Ok(())
 }
 
-/// Fills and sends chunks from one block. False when nobody wants them any more.
+/// Fills and sends chunks from one block, up to its end or its next bad row. False when nobody
+/// wants them any more.
 fn copy(
     rows: &mut Rows<'_, '_>,
     constants: &Constants,
@@ -216,8 +243,10 @@ fn copy(
         if pending.bytes.capacity() == 0 {
             pending.bytes.reserve(CHUNK_BYTES + CHUNK_BYTES / 8);
         }
-        rows.copy(constants, &mut pending.bytes, CHUNK_BYTES)?;
-        pending.rows += before - rows.remaining();
+        let copied = rows.copy(constants, &mut pending.bytes, CHUNK_BYTES);
+        let refused = u64::from(matches!(copied, Err(AvroFault::Row(_))));
+        pending.rows += before - rows.remaining() - refused;
+        copied?;
         if pending.bytes.len() >= CHUNK_BYTES && !send(chunks, std::mem::take(pending)) {
             return Ok(false);
         }
@@ -233,6 +262,16 @@ fn send(chunks: &Sender<Chunk>, chunk: Chunk) -> bool {
 
 fn corrupt(name: &str, error: &(dyn std::error::Error + 'static)) -> Failure {
     Failure::permanent("corrupt_object", format!("{name}: {}", fault::chain(error)))
+}
+
+/// `first_row`: the position of the block's first row in the file.
+pub fn rejected(first_row: u64, row: &RowFault, record: Option<String>) -> RejectedRow {
+    RejectedRow {
+        ordinal: first_row + row.ordinal,
+        reason: format!("field {}: {}", row.field, row.reason),
+        // Rows are refused for a value, after they were read; all of them can be shown.
+        record: record.unwrap_or_else(|| "null".to_owned()),
+    }
 }
 
 /// Names the row by its position in the file.

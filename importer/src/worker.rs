@@ -364,17 +364,19 @@ fn record_import(
     metrics::counter!("weirgate_imports_total", &labels).increment(1);
     metrics::histogram!("weirgate_import_seconds", &labels).record(seconds);
     match result {
-        Ok(Settled::Committed { rows, bytes }) => {
+        Ok(Settled::Committed { rows, rejected, bytes }) => {
             let feed = feed.to_owned();
             metrics::counter!("weirgate_rows_committed_total", "feed" => feed.clone())
                 .increment(*rows);
+            metrics::counter!("weirgate_rows_rejected_total", "feed" => feed.clone())
+                .increment(*rejected as u64);
             metrics::counter!("weirgate_object_bytes_total", "feed" => feed.clone())
                 .increment(*bytes);
             if let Some(created_at) = created_at {
                 let freshness = clock::now().since(created_at).as_secs_f64();
                 metrics::histogram!("weirgate_freshness_seconds", "feed" => feed).record(freshness);
             }
-            tracing::info!(rows, bytes, seconds, "committed");
+            tracing::info!(rows, rejected, bytes, seconds, "committed");
         }
         Ok(_) => tracing::info!(outcome, "settled without rows"),
         Err(failure) => {

@@ -76,6 +76,14 @@ impl System {
         postgres.restart().await
     }
 
+    /// Adds lines to the fleet's feed in its `weirgate.toml`, and one before everything else.
+    pub fn configure(&self, top: &str, feed: &str) -> Result<()> {
+        let text = std::fs::read_to_string(&self.fleet.config)?;
+        let text = text.replace("\nwrite ", &format!("\n{feed}\nwrite "));
+        std::fs::write(&self.fleet.config, format!("{top}\n{text}"))?;
+        Ok(())
+    }
+
     pub fn importer(&self, name: &str) -> Result<Importer> {
         let program = Program::in_executable(self.programs.clone(), "importer");
         let mut command = program.command(&self.environment);

@@ -7,7 +7,7 @@ use apache_avro::{Bzip2Settings, Codec, DeflateSettings, XzSettings, ZstandardSe
 use rustix::process::Signal;
 use weirgate_common::dead_letter::Reason;
 use weirgate_local::fleet::Tuning;
-use weirgate_tests::avro::{OTHER_SCHEMA, WIDER_SCHEMA, file, file_with};
+use weirgate_tests::avro::{OTHER_SCHEMA, READER_SCHEMA, WIDER_SCHEMA, file, file_with};
 use weirgate_tests::{DatabaseKind, System, run};
 
 async fn system(name: &str, database: DatabaseKind, tuning: Tuning) -> Result<System> {
@@ -44,6 +44,8 @@ on_both!(
     poison,
     strangers,
     schemas,
+    quarantine,
+    masks_and_reader_schema,
     drain,
 );
 
@@ -287,6 +289,60 @@ async fn schemas(name: &str, database: DatabaseKind) -> Result<()> {
     let reason = Reason::from_attributes(&letters[0].attributes).expect("dead letters say why");
     assert_eq!(reason.code, "incompatible_schema");
     assert!(reason.detail.contains("field n") && reason.detail.contains("text"), "{reason:?}");
+    Ok(())
+}
+
+/// One row that the database cannot hold: the object is refused, or the row is.
+async fn quarantine(name: &str, database: DatabaseKind) -> Result<()> {
+    let system = system(name, database, Tuning::default()).await?;
+    let importer = system.importer("i-1")?;
+    system.put(&key("nul"), file("nul", 10, Codec::Null)).await?;
+    let letters = async || Ok(system.dead_letter_queue().depth().await?.total() == 1);
+    system.until("the object is refused", letters).await?;
+    let letters = system.dead_letters().await?;
+    let reason = Reason::from_attributes(&letters[0].attributes).expect("dead letters say why");
+    assert_eq!(reason.code, "bad_row");
+    assert!(reason.detail.contains("row 3, field id"), "{reason:?}");
+    assert_eq!(system.rows().await?, 0);
+    drop(importer);
+
+    system.configure("", "on_bad_row = \"quarantine\"")?;
+    let _importer = system.importer("i-2")?;
+    system.send(&letters[0].body).await?;
+    system.until("the other rows are there", async || Ok(system.rows().await? == 9)).await?;
+    system.drained().await?;
+    system.assert_rows(9).await?;
+    let rejected = system
+        .number(
+            "SELECT count(*) FROM weirgate.rejected_row r JOIN weirgate.object o ON o.id = r.object
+             WHERE r.ordinal = 3 AND r.record LIKE '%\"n\":3%' AND r.reason LIKE 'field id:%'
+               AND o.rejected_rows = 1",
+        )
+        .await?;
+    assert_eq!(rejected, 1);
+    Ok(())
+}
+
+async fn masks_and_reader_schema(name: &str, database: DatabaseKind) -> Result<()> {
+    let system = system(name, database, Tuning::default()).await?;
+    let folder = tempfile::tempdir()?;
+    let schema = folder.path().join("reader.avsc");
+    std::fs::write(&schema, READER_SCHEMA)?;
+    let feed =
+        format!("schema = \"file:{}\"\ncolumns.id = {{ mask = \"sha256\" }}", schema.display());
+    system.configure("mask_salt = \"pepper\"", &feed)?;
+    let importer = system.importer("i-1")?;
+    system.put(&key("one"), file("one", 10, Codec::Null)).await?;
+    system.until("the rows are there", async || Ok(system.rows().await? == 10)).await?;
+    system.drained().await?;
+    system.assert_rows(10).await?;
+    // As `printf 'pepperone-0' | sha256sum` says.
+    let hash = "5cdf955d618a03e63dcb344864e581b99b9ad7a907b103fe83c3fe1e8ad0e37e";
+    let masked = format!("SELECT count(*) FROM impressions WHERE id = '{hash}' AND n = 0.0");
+    assert_eq!(system.number(&masked).await?, 1);
+    let defaults = system.number("SELECT count(*) FROM impressions WHERE source = 'web'").await?;
+    assert_eq!(defaults, 10);
+    assert!(!importer.log().contains("pepper"), "the salt is a secret");
     Ok(())
 }
 

@@ -58,6 +58,29 @@ pub struct Feed {
     pub write: WriteMode,
     pub evolve: Evolve,
     pub on_missing_object: OnMissingObject,
+    pub on_bad_row: OnBadRow,
+    /// The reader's schema as JSON: files are resolved to it. Absent: tables follow the files.
+    pub schema: Option<String>,
+    /// Masks by field.
+    pub masks: BTreeMap<String, Mask>,
+}
+
+/// What leaves the importer in the place of a field's value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Mask {
+    Sha256 { salt: Secret },
+    Null,
+    Last4,
+}
+
+/// Text that `Debug` does not show.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(pub String);
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret")
+    }
 }
 
 /// A table, with its schema where the user named one.
@@ -80,13 +103,25 @@ pub enum WriteMode {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Evolve {
     Fixed,
+    /// New fields become columns.
     AddColumns,
+    /// Column types grow, too, where the database does so without loss.
+    Widen,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnMissingObject {
     DeadLetter,
     Skip,
+}
+
+/// What a row that the database cannot hold does to its object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnBadRow {
+    /// The whole object is refused.
+    Object,
+    /// The row goes to the ledger's `rejected_row`; the others are imported.
+    Quarantine,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -146,6 +181,7 @@ impl Config {
             root.required(&mut reader, "database", "postgres://… or sqlite://FILE", |t| {
                 Database::parse(t)
             });
+        let salt = root.optional(&mut reader, "mask_salt", parse_text);
         let mut fleets = BTreeMap::new();
         for (name, mut section) in root.named_sections(&mut reader, "fleet") {
             if let Some(fleet) = fleet(&mut reader, &mut section) {
@@ -155,7 +191,7 @@ impl Config {
         }
         let mut feeds = BTreeMap::new();
         for (name, mut section) in root.named_sections(&mut reader, "feed") {
-            if let Some(feed) = feed(&mut reader, &mut section, &fleets) {
+            if let Some(feed) = feed(&mut reader, &mut section, &fleets, salt.as_deref()) {
                 feeds.insert(name, feed);
             }
             section.finish(&mut reader);
@@ -256,6 +292,7 @@ fn feed(
     reader: &mut Reader<'_>,
     section: &mut Section,
     fleets: &BTreeMap<String, Fleet>,
+    salt: Option<&str>,
 ) -> Option<Feed> {
     let fleet = section.required(reader, "fleet", "the name of a [fleet.NAME]", parse_text);
     if let Some(name) = &fleet
@@ -275,7 +312,12 @@ fn feed(
         one_of(text, &[("replace", WriteMode::Replace), ("append", WriteMode::Append)])
     });
     let evolve = section.optional(reader, "evolve", |text| {
-        one_of(text, &[("fixed", Evolve::Fixed), ("add_columns", Evolve::AddColumns)])
+        let choices = [
+            ("fixed", Evolve::Fixed),
+            ("add_columns", Evolve::AddColumns),
+            ("widen", Evolve::Widen),
+        ];
+        one_of(text, &choices)
     });
     let on_missing_object = section.optional(reader, "on_missing_object", |text| {
         one_of(
@@ -283,6 +325,17 @@ fn feed(
             &[("dead_letter", OnMissingObject::DeadLetter), ("skip", OnMissingObject::Skip)],
         )
     });
+    let on_bad_row = section.optional(reader, "on_bad_row", |text| {
+        one_of(text, &[("object", OnBadRow::Object), ("quarantine", OnBadRow::Quarantine)])
+    });
+    let schema = section.optional(reader, "schema", parse_text);
+    let mut masks = BTreeMap::new();
+    for (field, mut column) in section.named_sections(reader, "columns") {
+        let mask =
+            column.required(reader, "mask", "sha256, null or last4", |text| parse_mask(text, salt));
+        column.finish(reader);
+        masks.extend(mask.map(|mask| (field, mask)));
+    }
     Some(Feed {
         fleet: fleet?,
         objects: objects?,
@@ -290,6 +343,9 @@ fn feed(
         write: write.unwrap_or(WriteMode::Replace),
         evolve: evolve.unwrap_or(Evolve::AddColumns),
         on_missing_object: on_missing_object.unwrap_or(OnMissingObject::DeadLetter),
+        on_bad_row: on_bad_row.unwrap_or(OnBadRow::Object),
+        schema,
+        masks,
     })
 }
 
@@ -440,6 +496,16 @@ fn one_of<T: Copy>(text: &str, choices: &[(&str, T)]) -> Result<T, String> {
     })
 }
 
+fn parse_mask(text: &str, salt: Option<&str>) -> Result<Mask, String> {
+    match (text, salt) {
+        ("null", _) => Ok(Mask::Null),
+        ("last4", _) => Ok(Mask::Last4),
+        ("sha256", Some(salt)) => Ok(Mask::Sha256 { salt: Secret(salt.to_owned()) }),
+        ("sha256", None) => Err("sha256 needs a top-level `mask_salt`, e.g. env:SALT".to_owned()),
+        _ => Err(format!("`{text}` is none of: sha256, null, last4")),
+    }
+}
+
 fn parse_text(text: &str) -> Result<String, String> {
     if text.is_empty() { Err("is empty".to_owned()) } else { Ok(text.to_owned()) }
 }
@@ -585,6 +651,18 @@ table = "ads.impressions"
         assert!(error.contains("WEIRGATE_DATABASE") && error.contains("ABSENT"), "{error}");
         let error = parse_with(MINIMAL, &[("WEIRGATE_FLEET_ADS_QUEU", "x")]).unwrap_err();
         assert!(error.contains("WEIRGATE_FLEET_ADS_QUEUE"), "{error}");
+    }
+
+    #[test]
+    fn masks_need_a_salt_and_never_show_it() {
+        let masked = format!("{MINIMAL}columns.email = {{ mask = \"sha256\" }}\n");
+        assert!(parse(&masked).unwrap_err().contains("mask_salt"));
+        let config = parse(&format!("mask_salt = \"pepper\"\n{masked}")).unwrap();
+        let salt = Secret("pepper".to_owned());
+        assert_eq!(config.feeds["impressions"].masks["email"], Mask::Sha256 { salt });
+        assert!(!format!("{config:?}").contains("pepper"));
+        let error = parse(&masked.replace("sha256", "md5")).unwrap_err();
+        assert!(error.contains("feed.impressions.columns.email.mask") && error.contains("last4"));
     }
 
     #[test]

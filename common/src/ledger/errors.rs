@@ -17,9 +17,8 @@ pub enum LedgerError {
 impl LedgerError {
     pub fn fault(&self) -> Fault {
         match self {
-            LedgerError::Connect { .. } | LedgerError::TooNew { .. } => {
-                Fault::Outage(Dependency::Database)
-            }
+            LedgerError::Connect { .. } => Fault::Outage(Dependency::Database),
+            LedgerError::TooNew { .. } => Fault::Permanent,
             LedgerError::Statement { source, .. } => database_fault(source),
         }
     }

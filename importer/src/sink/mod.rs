@@ -25,7 +25,7 @@ use weirgate_common::ledger::{Ledger, database_fault};
 use crate::avro::container::Header;
 use crate::event::ObjectCreated;
 use crate::failure::Failure;
-use crate::rows::Opened;
+use crate::rows::{Opened, REJECTED_MAX, RejectedRow};
 use admission::{Admission, LedgerRow, RowState, admit};
 use postgres::Postgres;
 use sqlite::Sqlite;
@@ -47,6 +47,7 @@ pub struct Job<'j> {
 pub enum Outcome {
     Committed {
         rows: u64,
+        rejected: usize,
         /// Versions of the key whose rows went away in the same transaction.
         replaced: usize,
     },
@@ -112,13 +113,47 @@ impl<'j> NewRow<'j> {
     }
 }
 
+/// What an import put into the database.
+#[derive(Default)]
+struct Written {
+    rows: u64,
+    rejected: Vec<RejectedRow>,
+}
+
+impl Written {
+    fn rows(&self) -> i64 {
+        i64::try_from(self.rows).unwrap_or(i64::MAX)
+    }
+
+    fn rejected(&self) -> i64 {
+        i64::try_from(self.rejected.len()).unwrap_or(i64::MAX)
+    }
+
+    fn reject(&mut self, job: &Job<'_>, rows: Vec<RejectedRow>) -> Result<(), Failure> {
+        self.rejected.extend(rows);
+        match self.rejected.last() {
+            Some(last) if self.rejected.len() > REJECTED_MAX => {
+                let detail = format!(
+                    "{}: more than {REJECTED_MAX} bad rows; the last was row {}: {}",
+                    job.object_name, last.ordinal, last.reason
+                );
+                Err(Failure::permanent("too_many_bad_rows", detail))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+const INSERT_REJECTED: &str =
+    "INSERT INTO weirgate.rejected_row (object, ordinal, reason, record) VALUES ($1, $2, $3, $4)";
+
 const SELECT_LEDGER: &str = "SELECT id, etag, sequencer, state FROM weirgate.object
      WHERE feed = $1 AND bucket = $2 AND key = $3";
 
 const INSERT_LEDGER: &str = "INSERT INTO weirgate.object (id, feed, bucket, key, etag, version_id,
         sequencer, table_name, state, rows, rejected_rows, bytes, schema_fingerprint, event_at,
         received_at, committed_at, worker)
-     VALUES ($1, $2, $3, $4, $5, $6, $7, $8, 'committed', $9, 0, $10, $11, $12, $13, $14, $15)";
+     VALUES ($1, $2, $3, $4, $5, $6, $7, $8, 'committed', $9, $16, $10, $11, $12, $13, $14, $15)";
 
 const MARK_REPLACED: &str = "UPDATE weirgate.object SET state = 'replaced' WHERE id = $1";
 
@@ -129,7 +164,7 @@ const INSERT_SCHEMA: &str = "INSERT INTO weirgate.schema (fingerprint, json, fir
 
 /// Binds [`INSERT_LEDGER`]; the two databases differ only in type.
 macro_rules! bind_ledger {
-    ($query:expr, $id:expr, $row:expr, $rows:expr, $now:expr) => {{
+    ($query:expr, $id:expr, $row:expr, $written:expr, $now:expr) => {{
         let job = &$row.job;
         $query
             .bind($id)
@@ -140,13 +175,14 @@ macro_rules! bind_ledger {
             .bind(&job.object.version_id)
             .bind(&job.object.sequencer)
             .bind(job.feed.table.to_string())
-            .bind(i64::try_from($rows).unwrap_or(i64::MAX))
+            .bind($written.rows())
             .bind($row.bytes)
             .bind($row.fingerprint)
             .bind(job.object.at)
             .bind(job.received_at)
             .bind($now)
             .bind(job.worker)
+            .bind($written.rejected())
     }};
 }
 use bind_ledger;

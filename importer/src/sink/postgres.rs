@@ -10,8 +10,9 @@ use weirgate_common::clock;
 use super::admission::{Admission, LedgerRow, admit};
 use super::target::{Catalog, Target, Targets, captures};
 use super::{
-    ADVANCE_SEQUENCER, INSERT_LEDGER, INSERT_SCHEMA, Job, MARK_REPLACED, NewRow, Outcome,
-    SELECT_LEDGER, bad_key, bind_ledger, ledger_row, object_busy, refused, target_of,
+    ADVANCE_SEQUENCER, INSERT_LEDGER, INSERT_REJECTED, INSERT_SCHEMA, Job, MARK_REPLACED, NewRow,
+    Outcome, SELECT_LEDGER, Written, bad_key, bind_ledger, ledger_row, object_busy, refused,
+    target_of,
 };
 use crate::avro::copy::{COPY_HEADER, COPY_TRAILER};
 use crate::avro::table::{Column, Dialect, Source, SqlType};
@@ -50,7 +51,8 @@ impl Postgres {
                     .plan
                     .constants(id, &captures(job))
                     .map_err(|error| bad_key(job, &error))?;
-                Format::Copy { plan: target.plan.clone(), constants }
+                let on_bad_row = job.feed.on_bad_row;
+                Format::Copy { plan: target.plan.clone(), constants, on_bad_row }
             }
             None => Format::Blocks,
         };
@@ -104,13 +106,13 @@ impl Postgres {
                     for row in &replaces {
                         replace(connection, job, *row).await?;
                     }
-                    let mut rows = 0;
-                    if let Some(target) = target {
-                        rows = copy(connection, job, target, &mut chunks).await?;
-                    }
+                    let written = match target {
+                        Some(target) => copy(connection, job, target, &mut chunks).await?,
+                        None => Written::default(),
+                    };
                     let now = clock::now();
                     let insert = sqlx::query(INSERT_LEDGER);
-                    bind_ledger!(insert, id, new_row, rows, now)
+                    bind_ledger!(insert, id, new_row, written, now)
                         .execute(&mut *connection)
                         .await
                         .map_err(failed("writing the ledger row"))?;
@@ -123,7 +125,18 @@ impl Postgres {
                             .await
                             .map_err(failed("recording the schema"))?;
                     }
-                    Outcome::Committed { rows, replaced: replaces.len() }
+                    for row in &written.rejected {
+                        sqlx::query(INSERT_REJECTED)
+                            .bind(id)
+                            .bind(i64::try_from(row.ordinal).unwrap_or(i64::MAX))
+                            .bind(row.reason.replace('\0', "\u{fffd}"))
+                            .bind(&row.record)
+                            .execute(&mut *connection)
+                            .await
+                            .map_err(failed("recording a rejected row"))?;
+                    }
+                    let rejected = written.rejected.len();
+                    Outcome::Committed { rows: written.rows, rejected, replaced: replaces.len() }
                 }
             };
         transaction.commit().await.map_err(failed("commit"))?;
@@ -217,37 +230,40 @@ async fn replace(connection: &mut PgConnection, job: &Job<'_>, row: i64) -> Resu
     Ok(())
 }
 
-/// Copies all chunks; the number of rows as the server counted them.
+/// Copies all chunks.
 async fn copy(
     connection: &mut PgConnection,
     job: &Job<'_>,
     target: &Target,
     chunks: &mut Chunks,
-) -> Result<u64, Failure> {
+) -> Result<Written, Failure> {
     let failed = |error: sqlx::Error| refused(job, "copying rows", &error);
     let statement =
         format!("COPY {} ({}) FROM STDIN WITH (FORMAT binary)", target.table, target.columns);
     let mut copy = connection.copy_in_raw(&statement).await.map_err(failed)?;
     copy.send(&COPY_HEADER[..]).await.map_err(failed)?;
-    let mut rows = 0;
+    let mut written = Written::default();
     loop {
-        match chunks.next().await {
-            Ok(Some(chunk)) => {
-                rows += chunk.rows;
-                copy.send(chunk.bytes).await.map_err(failed)?;
-            }
+        let chunk = match chunks.next().await {
+            Ok(Some(chunk)) => chunk,
             Ok(None) => break,
             Err(failure) => {
                 // Best effort: the transaction is rolled back in any case.
                 let _ = copy.abort("the object could not be read to its end").await;
                 return Err(failure);
             }
+        };
+        written.rows += chunk.rows;
+        copy.send(chunk.bytes).await.map_err(failed)?;
+        if let Err(failure) = written.reject(job, chunk.rejected) {
+            let _ = copy.abort("too many bad rows").await;
+            return Err(failure);
         }
     }
     copy.send(&COPY_TRAILER[..]).await.map_err(failed)?;
     let counted = copy.finish().await.map_err(failed)?;
-    assert_eq!(counted, rows, "the server counts the rows that were sent");
-    Ok(rows)
+    assert_eq!(counted, written.rows, "the server counts the rows that were sent");
+    Ok(written)
 }
 
 /// Advisory locks are 64 bits wide. Two identities that share a key wait for each other, no more.

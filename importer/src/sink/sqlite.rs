@@ -5,19 +5,21 @@ use std::sync::Arc;
 
 use sqlx::{Connection, Executor, Row, SqliteConnection, SqlitePool};
 use weirgate_common::clock;
+use weirgate_common::config::OnBadRow;
 use weirgate_common::ledger::sqlite_fault;
 
 use super::admission::{Admission, LedgerRow, admit};
 use super::statement::Statement;
 use super::target::{Catalog, Target, Targets, captures};
 use super::{
-    ADVANCE_SEQUENCER, INSERT_LEDGER, INSERT_SCHEMA, Job, MARK_REPLACED, NewRow, Outcome,
-    SELECT_LEDGER, bad_key, bind_ledger, ledger_row, refused, target_of,
+    ADVANCE_SEQUENCER, INSERT_LEDGER, INSERT_REJECTED, INSERT_SCHEMA, Job, MARK_REPLACED, NewRow,
+    Outcome, SELECT_LEDGER, Written, bad_key, bind_ledger, ledger_row, refused, target_of,
 };
+use crate::avro::fault::Fault;
 use crate::avro::plan::Stopped;
 use crate::avro::table::{Column, Dialect, Source, SqlType, quote};
 use crate::failure::Failure;
-use crate::rows::{Chunks, Format, Opened, bad_row};
+use crate::rows::{Chunks, Format, Opened, bad_row, rejected};
 
 #[derive(Clone)]
 pub struct Sqlite {
@@ -85,21 +87,36 @@ impl Sqlite {
                     // The row comes first, since it hands out the id that the others carry.
                     let insert = prefixed(INSERT_LEDGER);
                     let insert = sqlx::query(&insert);
-                    let id = bind_ledger!(insert, None::<i64>, new_row, 0_u64, now)
+                    let id = bind_ledger!(insert, None::<i64>, new_row, Written::default(), now)
                         .execute(&mut *transaction)
                         .await
                         .map_err(failed("writing the ledger row"))?
                         .last_insert_rowid();
-                    let mut rows = 0;
-                    if let Some(target) = target {
-                        rows = insert_rows(&mut transaction, job, target, id, &mut chunks).await?;
+                    let written = match target {
+                        Some(target) => {
+                            insert_rows(&mut transaction, job, target, id, &mut chunks).await?
+                        }
+                        None => Written::default(),
+                    };
+                    sqlx::query(
+                        "UPDATE weirgate_object SET rows = $2, rejected_rows = $3 WHERE id = $1",
+                    )
+                    .bind(id)
+                    .bind(written.rows())
+                    .bind(written.rejected())
+                    .execute(&mut *transaction)
+                    .await
+                    .map_err(failed("writing the ledger row"))?;
+                    for row in &written.rejected {
+                        sqlx::query(&prefixed(INSERT_REJECTED))
+                            .bind(id)
+                            .bind(i64::try_from(row.ordinal).unwrap_or(i64::MAX))
+                            .bind(&row.reason)
+                            .bind(&row.record)
+                            .execute(&mut *transaction)
+                            .await
+                            .map_err(failed("recording a rejected row"))?;
                     }
-                    sqlx::query("UPDATE weirgate_object SET rows = $2 WHERE id = $1")
-                        .bind(id)
-                        .bind(i64::try_from(rows).unwrap_or(i64::MAX))
-                        .execute(&mut *transaction)
-                        .await
-                        .map_err(failed("writing the ledger row"))?;
                     if let (Some(fingerprint), Some(json)) = (new_row.fingerprint, schema_json) {
                         sqlx::query(&prefixed(INSERT_SCHEMA))
                             .bind(fingerprint)
@@ -109,7 +126,8 @@ impl Sqlite {
                             .await
                             .map_err(failed("recording the schema"))?;
                     }
-                    Outcome::Committed { rows, replaced: replaces.len() }
+                    let rejected = written.rejected.len();
+                    Outcome::Committed { rows: written.rows, rejected, replaced: replaces.len() }
                 }
             };
         transaction.commit().await.map_err(failed("commit"))?;
@@ -198,23 +216,38 @@ async fn insert_rows(
     target: &Target,
     id: i64,
     chunks: &mut Chunks,
-) -> Result<u64, Failure> {
+) -> Result<Written, Failure> {
     let places = vec!["?"; target.plan.columns().len()].join(", ");
     let insert = format!("INSERT INTO {} ({}) VALUES ({places})", target.table, target.columns);
     let constants =
         target.plan.constants(id, &captures(job)).map_err(|error| bad_key(job, &error))?;
-    let mut rows = 0;
+    let mut written = Written::default();
     while let Some(chunk) = chunks.next().await? {
         let mut handle = connection
             .lock_handle()
             .await
             .map_err(|error| refused(job, "locking the connection", &error))?;
-        let inserted = tokio::task::block_in_place(|| {
+        let rejected = tokio::task::block_in_place(|| {
             let mut statement = Statement::prepare(&mut handle, &insert)?;
-            target.plan.rows(&chunk.bytes, chunk.rows).visit(&constants, &mut statement)
+            let mut rows = target.plan.rows(&chunk.bytes, chunk.rows);
+            let mut bad = Vec::new();
+            loop {
+                match rows.visit(&constants, &mut statement) {
+                    Ok(()) => return Ok(bad),
+                    Err(Stopped::Fault(Fault::Row(row)))
+                        if job.feed.on_bad_row == OnBadRow::Quarantine =>
+                    {
+                        bad.push(rejected(chunk.first_row, &row, rows.refused_json()));
+                    }
+                    Err(stopped) => return Err(stopped),
+                }
+            }
         });
-        match inserted {
-            Ok(()) => rows += chunk.rows,
+        match rejected {
+            Ok(rejected) => {
+                written.rows += chunk.rows - rejected.len() as u64;
+                written.reject(job, rejected)?;
+            }
             Err(Stopped::Fault(fault)) => {
                 return Err(bad_row(job.object_name, chunk.first_row, fault));
             }
@@ -225,7 +258,7 @@ async fn insert_rows(
             }
         }
     }
-    Ok(rows)
+    Ok(written)
 }
 
 /// The ledger's tables as SQLite names them.

@@ -5,7 +5,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use weirgate_common::config::{Evolve, TableName, WriteMode};
+use weirgate_common::config::{self, Evolve, Feed, TableName, WriteMode};
 use weirgate_common::fault;
 
 use super::Job;
@@ -13,7 +13,8 @@ use crate::avro::container::Header;
 use crate::avro::evolve::{self, Change};
 use crate::avro::limits::Limits;
 use crate::avro::plan::{self, Plan};
-use crate::avro::table::{Column, Dialect, Masks, OBJECT_COLUMN, Source, TableDef, quote};
+use crate::avro::schema::Schema;
+use crate::avro::table::{Column, Dialect, Mask, Masks, OBJECT_COLUMN, Source, TableDef, quote};
 use crate::failure::Failure;
 
 /// Everything about the table that imports of one schema need.
@@ -105,8 +106,15 @@ async fn build<C: Catalog>(
     captures: &[(String, String)],
 ) -> Result<Target, Failure> {
     let table = quoted(C::DIALECT, &job.feed.table);
-    let masks = Masks::new();
-    let wanted = TableDef::new(&header.schema, captures, true, &masks)
+    let masks = masks(job.feed);
+    let limits = Limits::default();
+    let reader = match &job.feed.schema {
+        Some(json) => {
+            Some(Schema::parse(json, &limits).map_err(|error| incompatible(job, &error))?)
+        }
+        None => None,
+    };
+    let wanted = TableDef::new(reader.as_ref().unwrap_or(&header.schema), captures, true, &masks)
         .map_err(|error| incompatible(job, &error))?;
     let mut existing = catalog.columns(job).await?;
     if existing.is_empty() {
@@ -137,19 +145,24 @@ async fn build<C: Catalog>(
             None => column,
         })
         .collect();
-    let target = plan::Target {
-        dialect: C::DIALECT,
-        columns: &columns,
-        masks: &masks,
-        limits: &Limits::default(),
-    };
-    let plan =
-        Plan::compile(&header.schema, None, &target).map_err(|error| incompatible(job, &error))?;
+    let target =
+        plan::Target { dialect: C::DIALECT, columns: &columns, masks: &masks, limits: &limits };
+    let plan = Plan::compile(&header.schema, reader.as_ref(), &target)
+        .map_err(|error| incompatible(job, &error))?;
     for note in plan.notes() {
         tracing::warn!(feed = job.feed_name, table = %job.feed.table, "{note}");
     }
     let columns: Vec<String> = plan.columns().iter().map(|column| quote(&column.name)).collect();
     Ok(Target { plan: Arc::new(plan), table, columns: columns.join(", ") })
+}
+
+fn masks(feed: &Feed) -> Masks {
+    let mask = |mask: &config::Mask| match mask {
+        config::Mask::Sha256 { salt } => Mask::Sha256 { salt: salt.0.clone() },
+        config::Mask::Null => Mask::Null,
+        config::Mask::Last4 => Mask::Last4,
+    };
+    feed.masks.iter().map(|(field, config)| (field.clone(), mask(config))).collect()
 }
 
 fn create(dialect: Dialect, name: &TableName, wanted: &TableDef) -> Vec<String> {
@@ -184,9 +197,9 @@ fn allowed(
             (Change::Incompatible { field, old, new }, _) => {
                 format!("field {field} is {new}, but the column is {old}")
             }
-            (Change::Widen { column, from, to }, _) => {
+            (Change::Widen { column, from, to }, Evolve::Fixed | Evolve::AddColumns) => {
                 format!(
-                    "column {column} is {from} and would have to become {to}; alter it, then replay"
+                    "column {column} is {from} and would have to become {to}; alter it or set evolve = \"widen\", then replay"
                 )
             }
             (Change::Add(column), Evolve::Fixed) => {
@@ -197,7 +210,8 @@ fn allowed(
             }
             // Under a fixed table a null is a bad row, if one ever comes.
             (Change::Relax { .. }, Evolve::Fixed) => continue,
-            (Change::Add(_) | Change::Relax { .. }, Evolve::AddColumns) => {
+            (Change::Add(_) | Change::Relax { .. }, Evolve::AddColumns | Evolve::Widen)
+            | (Change::Widen { .. }, Evolve::Widen) => {
                 statements.extend(evolve::change_sql(dialect, table, change));
                 continue;
             }
