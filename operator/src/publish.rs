@@ -163,7 +163,8 @@ fn walk(folder: &Path, name: &str, found: &mut Vec<(PathBuf, String)>) -> Result
     for entry in entries {
         let path = entry.path();
         let name = format!("{name}/{}", entry.file_name().to_string_lossy());
-        if path.is_dir() {
+        // A link to a folder is not followed: it may lead back here.
+        if entry.file_type().with_context(unreadable)?.is_dir() {
             walk(&path, &name, found)?;
         } else {
             found.push((path, name));

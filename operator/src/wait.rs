@@ -155,8 +155,12 @@ fn conclude(screen: &Screen, outcome: &Outcome, elapsed: Duration) -> Result<boo
         true => "gave up waiting:",
         false => "settled:",
     };
+    let given_up = match outcome.discarded.len() {
+        0 => String::new(),
+        number => format!(", {number} given up"),
+    };
     screen.result(&format!(
-        "{verdict} {} of {} loaded, {} dead-lettered, after {}",
+        "{verdict} {} of {} loaded, {} dead-lettered{given_up}, after {}",
         outcome.settled,
         plural(outcome.objects, "object"),
         outcome.dead_lettered.len(),

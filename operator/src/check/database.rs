@@ -323,10 +323,10 @@ fn judge_table(feed: &Feed, schema: &str, user: &str, facts: &TableFacts) -> Vec
             format!("ALTER TABLE {table} ADD COLUMN _object bigint, or set write = \"append\""),
         ));
     }
-    if feed.evolve == Evolve::AddColumns && !facts.owner {
+    if feed.evolve != Evolve::Fixed && !facts.owner {
         findings.push(Finding::warn(
             "table_owner",
-            format!("{user} is not its owner, so columns of newer schemas cannot be added"),
+            format!("{user} is not its owner, so it cannot follow newer schemas"),
             format!("ALTER TABLE {table} OWNER TO {user}, or set evolve = \"fixed\""),
         ));
     }
