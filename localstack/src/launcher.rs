@@ -387,8 +387,15 @@ impl Adapter {
 }
 
 fn pid_name(id: &str) -> String {
-    format!("instance-{id}")
+    format!("{PID_PREFIX}{id}")
 }
+
+/// Whether a pid file is of an instance's process.
+pub(crate) fn is_instance(pid_name: &str) -> bool {
+    pid_name.starts_with(PID_PREFIX)
+}
+
+const PID_PREFIX: &str = "instance-";
 
 #[cfg(test)]
 mod tests {

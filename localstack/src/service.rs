@@ -10,7 +10,7 @@ use rustix::process::Signal;
 use weirgate_common::aws::LONG_POLL_MAX;
 use weirgate_common::clock;
 
-use crate::launcher::{Instances, Launcher, Limits};
+use crate::launcher::{Instances, Launcher, Limits, is_instance};
 use crate::process::{Child, Orphan, PidFiles, log_to};
 use crate::programs::Program;
 use crate::progress::Progress;
@@ -46,7 +46,11 @@ impl Programs {
         self.launcher.watch()
     }
 
-    pub fn tend(&mut self) -> Result<()> {
+    /// Call it every second or so, before [`World::tend`].
+    pub fn tend(&mut self, world: &mut World) -> Result<()> {
+        if world.localstack.exited().is_some() {
+            end_importers(&world.pid_files());
+        }
         self.scaler.tend()
     }
 
@@ -54,6 +58,16 @@ impl Programs {
     pub async fn stop(self) {
         self.scaler.stop().await;
         self.launcher.stop().await;
+    }
+}
+
+/// LocalStack took its queues along, so what importers hold are messages of no queue, about
+/// objects of no bucket. Left alone, they would look for those objects in the bucket that is made
+/// anew and refuse them as missing. The launcher starts them again.
+fn end_importers(pids: &PidFiles) {
+    let running = pids.running();
+    for (_, importer) in running.iter().filter(|(name, _)| is_instance(name)) {
+        importer.signal(Signal::KILL);
     }
 }
 

@@ -148,10 +148,10 @@ pub(super) async fn tend_until_told(
 }
 
 async fn tend(world: &mut World, programs: &mut Option<Programs>) -> Result<()> {
-    world.tend().await?;
     if let Some(programs) = programs {
-        programs.tend()?;
+        programs.tend(world)?;
     }
+    world.tend().await?;
     Ok(())
 }
 

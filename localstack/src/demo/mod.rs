@@ -135,14 +135,17 @@ impl Tender {
     }
 
     async fn tend_once(&mut self) -> Result<()> {
-        self.programs.tend()?;
+        self.programs.tend(&mut self.world)?;
         self.producer.check().await?;
+        // Before the new one can be reached: the producer must hold still until it is filled.
+        if self.world.localstack.exited().is_some() {
+            self.producer.hold();
+        }
         if self.world.tend().await?.contains(&Revived::LocalStack) {
-            let count = self.producer.begin_restore();
+            let count = self.producer.restore();
             self.progress.line(&format!(
                 "objects and messages were lost with localstack; uploading {count} objects again"
             ));
-            self.producer.restore().await?;
         }
         Ok(())
     }
@@ -265,11 +268,16 @@ impl Watcher {
     }
 }
 
+/// Strikes of [`Chaos`]: about two for each kind of process. Without an end, a slow machine would
+/// do nothing but restart.
+const STRIKES_MAX: u32 = 10;
+
 /// Kills a random process of the world every few seconds.
 struct Chaos {
     random: SmallRng,
     pids: PidFiles,
     next: Duration,
+    strikes: u32,
     /// Each kind of process dies before any dies again.
     struck: BTreeSet<String>,
 }
@@ -277,12 +285,18 @@ struct Chaos {
 impl Chaos {
     fn new(seed: u64, pids: PidFiles) -> Self {
         let next = clock::monotonic() + Duration::from_secs(4);
-        Self { random: SmallRng::seed_from_u64(seed), pids, next, struck: BTreeSet::new() }
+        Self {
+            random: SmallRng::seed_from_u64(seed),
+            pids,
+            next,
+            strikes: 0,
+            struck: BTreeSet::new(),
+        }
     }
 
     /// Names who was killed, if anybody was.
     fn strike(&mut self, now: Duration) -> Option<String> {
-        if now < self.next {
+        if now < self.next || self.strikes == STRIKES_MAX {
             return None;
         }
         self.next = now + Duration::from_millis(self.random.random_range(1_500..4_000));
@@ -294,6 +308,7 @@ impl Chaos {
         targets.retain(|(name, _)| !self.struck.contains(&kind(name)));
         let (name, identity) = targets.choose(&mut self.random)?;
         self.struck.insert(kind(name));
+        self.strikes += 1;
         identity.signal(Signal::KILL);
         Some(name.clone())
     }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use apache_avro::Schema;
 use aws_sdk_s3::primitives::ByteStream;
+use aws_sdk_sns::config::retry::RetryConfig;
 use aws_sdk_sns::error::DisplayErrorContext;
 use serde_json::json;
 use time::macros::format_description;
@@ -61,7 +62,8 @@ pub(super) struct Record {
     pub(super) overwritten: u64,
     pub(super) notified_twice: u64,
     pub(super) finished: bool,
-    /// The bucket does not hold everything again yet.
+    /// The bucket does not hold everything again yet, so the producer holds still: what it would
+    /// announce may not be there, and what it would overwrite may be put back.
     pub(super) restoring: bool,
 }
 
@@ -111,6 +113,7 @@ impl Record {
 pub(super) struct Producer {
     context: Context,
     task: JoinHandle<Result<()>>,
+    restore: Option<JoinHandle<Result<()>>>,
 }
 
 #[derive(Clone, Debug)]
@@ -125,33 +128,45 @@ impl Producer {
         let context = Context { clients, data_plane, record: SharedRecord::default() };
         let schema = Schema::parse_str(SCHEMA).context("parse the demo's own schema")?;
         let task = tokio::spawn(produce(context.clone(), Arc::new(schema), size));
-        Ok(Self { context, task })
+        Ok(Self { context, task, restore: None })
     }
 
     pub(super) fn shared_record(&self) -> SharedRecord {
         self.context.record.clone()
     }
 
-    /// S3 lost everything. Returns how many objects there are to upload again.
-    pub(super) fn begin_restore(&self) -> usize {
-        let mut record = self.context.record.lock();
-        record.restoring = true;
-        record.uploads.len()
+    /// S3 has lost everything, or is about to: nothing new until all is there again.
+    pub(super) fn hold(&mut self) {
+        if let Some(restore) = self.restore.take() {
+            restore.abort();
+        }
+        self.context.record.lock().restoring = true;
     }
 
-    pub(super) async fn restore(&self) -> Result<()> {
+    /// Uploads everything again, in the background: S3 may go away once more meanwhile. Returns
+    /// how many objects that are.
+    pub(super) fn restore(&mut self) -> usize {
+        self.hold();
         let record = self.context.record.get();
-        for (key, upload) in &record.uploads {
-            self.context.upload(key, upload.bytes.clone()).await?;
-        }
-        self.context.record.lock().restoring = false;
-        Ok(())
+        let count = record.uploads.len();
+        let context = self.context.clone();
+        self.restore = Some(tokio::spawn(async move {
+            for (key, upload) in record.uploads {
+                context.upload(&key, upload.bytes).await?;
+            }
+            context.record.lock().restoring = false;
+            Ok(())
+        }));
+        count
     }
 
     /// An error of the producer itself, which can only be a defect: S3 being away is waited out.
     pub(super) async fn check(&mut self) -> Result<()> {
         if self.task.is_finished() && !self.context.record.lock().finished {
             (&mut self.task).await.context("the producer panicked")??;
+        }
+        if let Some(restore) = self.restore.take_if(|restore| restore.is_finished()) {
+            restore.await.context("the producer panicked")??;
         }
         Ok(())
     }
@@ -160,6 +175,9 @@ impl Producer {
 impl Drop for Producer {
     fn drop(&mut self) {
         self.task.abort();
+        if let Some(restore) = &self.restore {
+            restore.abort();
+        }
     }
 }
 
@@ -229,12 +247,9 @@ async fn produce(context: Context, schema: Arc<Schema>, size: Size) -> Result<()
                 let (bytes, expected) = made.await.context("the generator panicked")??;
                 let key = key(&day, number);
                 let upload = Upload { bytes: bytes.clone(), expected, etag: None };
-                {
-                    // Before the upload, so that a restore in between does not miss it.
-                    let mut record = context.record.lock();
-                    if record.uploads.insert(key.clone(), upload).is_some() {
-                        record.overwritten += 1;
-                    }
+                // Before the upload, so that a restore in between does not miss it.
+                while !context.note(&key, &upload) {
+                    tokio::time::sleep(RETRY).await;
                 }
                 context.upload(&key, bytes).await?;
             }
@@ -277,6 +292,18 @@ fn key(day: &str, number: u64) -> String {
 }
 
 impl Context {
+    /// Returns false while everything is being uploaded again.
+    fn note(&self, key: &str, upload: &Upload) -> bool {
+        let mut record = self.record.lock();
+        if record.restoring {
+            return false;
+        }
+        if record.uploads.insert(key.to_owned(), upload.clone()).is_some() {
+            record.overwritten += 1;
+        }
+        true
+    }
+
     /// Tries until S3 takes it: LocalStack may be on its way back.
     async fn upload(&self, key: &str, bytes: Arc<[u8]>) -> Result<()> {
         loop {
@@ -328,6 +355,11 @@ impl Context {
             },
         }]});
         loop {
+            while self.record.lock().restoring {
+                tokio::time::sleep(RETRY).await;
+            }
+            // A retry inside the client could reach a new LocalStack before its bucket is filled.
+            let once = aws_sdk_sns::config::Builder::new().retry_config(RetryConfig::disabled());
             let call = self
                 .clients
                 .sns
@@ -335,6 +367,8 @@ impl Context {
                 .topic_arn(&self.data_plane.topic_arn)
                 .message(body.to_string())
                 .subject("Amazon S3 Notification")
+                .customize()
+                .config_override(once)
                 .send();
             match call.await {
                 Ok(_) => return Ok(()),
