@@ -96,8 +96,17 @@ impl QueueError {
             }
             QueueError::NoDeadLetterQueue { .. } => Fault::Outage(Dependency::Queue),
             QueueError::Entry { sender_fault: true, .. } => Fault::Permanent,
-            QueueError::Entry { sender_fault: false, .. } => Fault::Transient,
+            QueueError::Entry { .. } if self.is_stale_receipt() => Fault::Permanent,
+            QueueError::Entry { .. } => Fault::Transient,
         }
+    }
+
+    /// The receipt belongs to an earlier delivery, or its lease is over: whatever was asked for it
+    /// can no longer be done, and somebody else has, or will get, the message. Emulators do not
+    /// call this the sender's fault, so the code decides.
+    pub fn is_stale_receipt(&self) -> bool {
+        let stale = ["ReceiptHandleIsInvalid", "MessageNotInflight", "InvalidParameterValue"];
+        self.code().is_some_and(|code| stale.iter().any(|name| code.ends_with(name)))
     }
 
     /// The AWS error code, when SQS answered with one.

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use weirgate_common::fault::Fault;
 use weirgate_common::queue::{Queue, QueueError};
 
 use crate::protocol::{DeliveryId, Extension, Input};
@@ -19,7 +18,7 @@ pub(crate) async fn delete(queue: &Queue, batch: Vec<Receipt>) -> Input {
             tracing::warn!(%error, "delete failed; the message will be tried again or redelivered");
         }
         // A stale receipt will never delete anything: the ledger row is what counts.
-        (id, result.as_ref().map_or_else(is_stale, |()| true))
+        (id, result.as_ref().map_or_else(QueueError::is_stale_receipt, |()| true))
     });
     Input::Deleted(told.collect())
 }
@@ -31,7 +30,7 @@ pub(crate) async fn extend(queue: &Queue, batch: Vec<(Receipt, Duration)>) -> In
     let results = queue.change_visibility(&entries).await;
     let told = ids.into_iter().zip(results).map(|(id, result)| match result {
         Ok(()) => (id, Extension::Granted),
-        Err(error) if is_stale(&error) => {
+        Err(error) if error.is_stale_receipt() => {
             tracing::warn!(%error, "lease lost; another importer may take the message");
             (id, Extension::Lost)
         }
@@ -66,9 +65,4 @@ pub(crate) async fn dead_letter(
         }
         None => false,
     }
-}
-
-/// SQS no longer knows the receipt, or the message is not in flight under it.
-fn is_stale(error: &QueueError) -> bool {
-    error.fault() == Fault::Permanent
 }

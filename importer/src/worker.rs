@@ -51,6 +51,9 @@ struct Run {
     held: BTreeMap<DeliveryId, Held>,
     next_delivery: u64,
     happened: mpsc::UnboundedSender<Happened>,
+    /// How long a receive may wait for messages. A drain lets it return, so it fits well into
+    /// the grace.
+    poll: Duration,
     reporting: bool,
     started_at: Timestamp,
     done: u64,
@@ -77,6 +80,7 @@ impl Worker {
             held: BTreeMap::new(),
             next_delivery: 0,
             happened,
+            poll: aws::LONG_POLL_MAX.min(settings.drain_grace / 2),
             reporting: false,
             started_at: clock::now(),
             done: 0,
@@ -153,9 +157,9 @@ impl Run {
         match effect {
             Effect::Receive { count } => {
                 let (queue, happened) = (self.worker.queue.clone(), self.happened.clone());
-                let lease = self.worker.config.importer.lease;
+                let (lease, wait) = (self.worker.config.importer.lease, self.poll);
                 tokio::spawn(async move {
-                    let received = queue.receive(count, aws::LONG_POLL_MAX, lease).await;
+                    let received = queue.receive(count, wait, lease).await;
                     let _ = happened.send(Happened::Received(received));
                 });
             }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use aws_sdk_s3::primitives::ByteStream;
+use rustix::process::Signal;
 use sqlx::{Connection as _, PgConnection, SqliteConnection};
 use tokio::runtime::Runtime;
 use tokio::sync::{Mutex, OnceCell};
@@ -85,9 +86,13 @@ impl System {
     }
 
     pub fn importer(&self, name: &str) -> Result<Importer> {
+        self.importer_with(name, &[])
+    }
+
+    pub fn importer_with(&self, name: &str, environment: &[(&str, &str)]) -> Result<Importer> {
         let program = Program::in_executable(self.programs.clone(), "importer");
         let mut command = program.command(&self.environment);
-        command.env("WEIRGATE_INSTANCE_ID", name);
+        command.env("WEIRGATE_INSTANCE_ID", name).envs(environment.iter().copied());
         let log = self.folder.join(format!("{}-{name}.log", self.fleet.name));
         log_to(&mut command, &log)?;
         Ok(Importer { child: Child::spawn(name, command, Orphan::Kill)?, log })
@@ -180,6 +185,14 @@ impl System {
         }
     }
 
+    /// Runs a statement on PostgreSQL.
+    pub async fn execute(&self, statement: &str) -> Result<()> {
+        let mut connection = PgConnection::connect(&self.fleet.database).await?;
+        sqlx::query(statement).execute(&mut connection).await?;
+        connection.close().await?;
+        Ok(())
+    }
+
     /// One number from the database.
     pub async fn number(&self, sql: &str) -> Result<i64> {
         match self.database {
@@ -242,6 +255,11 @@ pub struct Importer {
 }
 
 impl Importer {
+    /// Drains it. A killed one would leave a receive behind that still takes messages.
+    pub async fn stop(mut self) {
+        self.child.stop(Signal::TERM, PATIENCE).await;
+    }
+
     pub fn log(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }

@@ -304,7 +304,7 @@ async fn quarantine(name: &str, database: DatabaseKind) -> Result<()> {
     assert_eq!(reason.code, "bad_row");
     assert!(reason.detail.contains("row 3, field id"), "{reason:?}");
     assert_eq!(system.rows().await?, 0);
-    drop(importer);
+    importer.stop().await;
 
     system.configure("", "on_bad_row = \"quarantine\"")?;
     let _importer = system.importer("i-2")?;
@@ -375,6 +375,51 @@ async fn drain(name: &str, database: DatabaseKind) -> Result<()> {
     system.drained().await?;
     system.assert_rows(4 * rows).await?;
     Ok(())
+}
+
+/// A role that may write the ledger, but make no table.
+#[test]
+fn a_missing_grant_is_named_and_loses_nothing() -> Result<()> {
+    run(async {
+        let system = system("grants", DatabaseKind::Postgres, Tuning::default()).await?;
+        let (code, said) = system.weirgate(&["status"]).await?;
+        assert_eq!(code, 1, "a database without a ledger is said to have none: {said}");
+        let owner = system.importer("i-owner")?;
+        system
+            .until("the ledger is there", async || {
+                Ok(committed(&system).await.is_ok() && owner.log().contains("importing"))
+            })
+            .await?;
+        owner.stop().await;
+        for statement in [
+            "CREATE ROLE limited LOGIN PASSWORD 'limited'",
+            "GRANT USAGE ON SCHEMA weirgate TO limited",
+            "GRANT ALL ON ALL TABLES IN SCHEMA weirgate TO limited",
+            "GRANT ALL ON ALL SEQUENCES IN SCHEMA weirgate TO limited",
+        ] {
+            system.execute(statement).await?;
+        }
+        let (_, host) = system.fleet.database.split_once('@').expect("the URL names a user");
+        let limited = format!("postgres://limited:limited@{host}");
+        let importer = system.importer_with("i-limited", &[("WEIRGATE_DATABASE", &limited)])?;
+        system.put(&key("one"), file("one", 10, Codec::Null)).await?;
+        let letters = async || Ok(system.dead_letter_queue().depth().await?.total() == 1);
+        system.until("the object is dead-lettered", letters).await?;
+        importer.stop().await;
+        let (_, list) = system.weirgate(&["dlq", "list"]).await?;
+        assert!(list.contains("no_permission"), "{list}");
+
+        // Once the grant is there, a replay brings the rows.
+        system.execute("GRANT CREATE ON SCHEMA public TO limited").await?;
+        let _importer = system.importer_with("i-granted", &[("WEIRGATE_DATABASE", &limited)])?;
+        let (code, said) = system.weirgate(&["dlq", "replay", "--all", "--yes"]).await?;
+        assert_eq!(code, 0, "{said}");
+        system.until("the rows are there", async || Ok(system.rows().await? == 10)).await?;
+        system.drained().await?;
+        system.assert_rows(10).await?;
+        assert_eq!(system.dead_letters().await?.len(), 0);
+        Ok(())
+    })
 }
 
 /// What is wrong with the configuration is said before anything starts.

@@ -463,12 +463,15 @@ impl TableName {
         Ok(TableName { schema: schema.map(str::to_owned), name: name.to_owned() })
     }
 
+    /// The schema on PostgreSQL. Unless the user names one it is `public`: the search path would
+    /// put a schema named like the role first, and the natural name of ours is the ledger's.
+    pub fn postgres_schema(&self) -> &str {
+        self.schema.as_deref().unwrap_or("public")
+    }
+
     /// Quoted, for statements on PostgreSQL.
     pub fn in_postgres(&self) -> String {
-        match &self.schema {
-            Some(schema) => format!("\"{schema}\".\"{}\"", self.name),
-            None => format!("\"{}\"", self.name),
-        }
+        format!("\"{}\".\"{}\"", self.postgres_schema(), self.name)
     }
 
     /// Plain. SQLite has no schemas: theirs becomes a prefix, as the ledger's does.

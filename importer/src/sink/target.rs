@@ -169,7 +169,12 @@ fn create(dialect: Dialect, name: &TableName, wanted: &TableDef) -> Vec<String> 
     let table = quoted(dialect, name);
     let mut statements = Vec::new();
     if let (Dialect::Postgres, Some(schema)) = (dialect, &name.schema) {
-        statements.push(format!("CREATE SCHEMA IF NOT EXISTS {}", quote(schema)));
+        // IF NOT EXISTS asks for CREATE on the database even when the schema exists.
+        let literal = schema.replace('\'', "''");
+        statements.push(format!(
+            "DO $weirgate$ BEGIN IF to_regnamespace(quote_ident('{literal}')) IS NULL THEN CREATE SCHEMA {}; END IF; END $weirgate$",
+            quote(schema)
+        ));
     }
     statements.push(wanted.create_table_sql(dialect, &table));
     if dialect == Dialect::Postgres {

@@ -185,14 +185,7 @@ async fn user(pool: &PgPool) -> Result<String, sqlx::Error> {
 }
 
 async fn postgres_table(pool: &PgPool, feed: &Feed) -> Result<Vec<Finding>, sqlx::Error> {
-    let schema: String = match &feed.table.schema {
-        Some(schema) => schema.clone(),
-        None => {
-            sqlx::query_scalar("SELECT coalesce(current_schema(), 'public')")
-                .fetch_one(pool)
-                .await?
-        }
-    };
+    let schema = feed.table.postgres_schema();
     let table = sqlx::query(
         "SELECT n.oid IS NOT NULL,
                 n.oid IS NOT NULL AND has_schema_privilege(n.oid, 'USAGE'),
@@ -210,7 +203,7 @@ async fn postgres_table(pool: &PgPool, feed: &Feed) -> Result<Vec<Finding>, sqlx
               LEFT JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = $2
                         AND c.relkind IN ('r', 'p', 'f', 'v')",
     )
-    .bind(&schema)
+    .bind(schema)
     .bind(&feed.table.name)
     .fetch_one(pool)
     .await?;
@@ -227,22 +220,8 @@ async fn postgres_table(pool: &PgPool, feed: &Feed) -> Result<Vec<Finding>, sqlx
         has_object_column: table.try_get(9)?,
     };
     let user = user(pool).await?;
-    let mut findings = judge_table(feed, &schema, &user, &facts);
-    if schema == LEDGER_SCHEMA {
-        findings.push(Finding::warn(
-            "table_schema",
-            format!(
-                "lies in the ledger's schema `{schema}`, where the search path of {user} leads"
-            ),
-            format!("name its schema: table = \"public.{}\"", feed.table.name),
-        ));
-    }
-    Ok(findings)
+    Ok(judge_table(feed, schema, &user, &facts))
 }
-
-/// The search path begins with the role's own name, which makes this the home of a role called
-/// `weirgate`.
-const LEDGER_SCHEMA: &str = "weirgate";
 
 /// What PostgreSQL says about one feed's table and the schema it lies in.
 #[derive(Clone, Copy, Debug, Default)]
