@@ -189,6 +189,16 @@ impl History {
         boots.get((boots.len() * 9).div_ceil(10).max(1) - 1).copied().unwrap_or(BOOT_ASSUMED)
     }
 
+    /// Instances whose first report is awaited and not overdue, and the mean time until it comes.
+    pub fn arriving(&self, now: Timestamp) -> (u64, Duration) {
+        let boot = self.boot();
+        let due = self.arriving.values().map(|arrived_at| now.since(*arrived_at));
+        let etas: Vec<Duration> =
+            due.filter(|waited| *waited <= boot * 2).map(|w| boot.saturating_sub(w)).collect();
+        let count = u32::try_from(etas.len()).unwrap_or(u32::MAX);
+        (u64::from(count), etas.iter().sum::<Duration>() / count.max(1))
+    }
+
     fn learn_work(&mut self, observation: &Observation) {
         let at = observation.at;
         let before_at = self.learned_at.replace(at);

@@ -5,6 +5,7 @@
 //! group     the Auto Scaling group: its state, and the two ways to change its size
 //!   └─▶ observe     queue, group and workers at one moment; what fails is unknown, not zero
 //!         └─▶ history     what past observations say that the latest does not
+//!         └─▶ report      the account of a decision
 //!               └─▶ policy      plan(objective, history, observation, now): the decision, pure
 //!                     └─▶ act         carries it out, or finds that it no longer applies
 //!                           └─▶ service     one loop per fleet: lease, observe, plan, act, record
@@ -21,6 +22,8 @@ pub mod group;
 pub mod observe;
 
 pub mod history;
+
+pub mod report;
 
 pub mod policy;
 

@@ -4,19 +4,23 @@
 //! step. The report carries all of it, so that no size is ever a mystery.
 
 use std::cmp::Ordering;
-use std::fmt;
 use std::time::Duration;
 
-use serde::Serialize;
 use weirgate_common::clock::Timestamp;
+use weirgate_common::ledger::{WorkerReport, WorkerState};
 use weirgate_common::queue::Depth;
 
 use crate::group::{GroupState, InstanceId, Life};
 use crate::history::History;
 use crate::observe::Observation;
+pub use crate::report::{Clamp, HoldReason, Inputs, Proposal, Report, Rule, Step, Suppressed};
 
 /// The flow rule leaves this many instances, times the root of the fleet, to the drain rule.
 const FLOW_TOLERANCE: f64 = 0.25;
+
+/// While what waits is younger than this part of the promise, less a boot to notice and one to
+/// react, those at work are keeping up.
+const CALM_PART: u64 = 4;
 
 /// Share of the promise kept in hand for what no estimate covers.
 const MARGIN_SHARE: f64 = 0.1;
@@ -46,122 +50,6 @@ pub struct Plan {
     /// The instances that a step inwards terminates, each idle as far as anybody knows.
     pub victims: Vec<InstanceId>,
     pub report: Report,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Step {
-    Hold(HoldReason),
-    /// Ask for more instances.
-    Out {
-        from: u32,
-        to: u32,
-    },
-    /// Terminate the victims.
-    In {
-        from: u32,
-        to: u32,
-    },
-    /// Stop asking for instances that never came; nobody is terminated.
-    Cut {
-        from: u32,
-        to: u32,
-    },
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum HoldReason {
-    /// The size is what the rules ask for.
-    Enough,
-    /// The rules ask for more than the bounds allow, and the group is there already.
-    AtMax,
-    /// The observation is too old to act on.
-    Stale,
-    GroupUnknown,
-    DepthUnknown,
-    WorkersUnknown,
-    /// There is some to spare, but not yet for long enough to be believed, or to be worth the
-    /// boot of its return.
-    Settling,
-    /// Instances are on their way: the size is not settled.
-    InstancePending,
-    /// Somebody suspended the process of the group that the step needs.
-    LaunchSuspended,
-    TerminateSuspended,
-    /// All that could go are busy or protected.
-    NoIdleVictim,
-}
-
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Report {
-    pub at: Timestamp,
-    pub step: Step,
-    pub inputs: Inputs,
-    /// In order of rule; the winner is the largest, the first of equals.
-    pub proposals: Vec<Proposal>,
-    pub winner: Rule,
-    /// What the winner asks for, before bounds; absent when the queue or the workers are
-    /// unknown, and the rules speak from what is left.
-    pub wanted: Option<u32>,
-    pub clamps: Vec<Clamp>,
-    /// Steps that the rules wanted and safety forbade.
-    pub suppressed: Vec<Suppressed>,
-    pub victims: Vec<InstanceId>,
-}
-
-/// What the decision was made from. Absent is unknown.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
-pub struct Inputs {
-    pub depth: Option<Depth>,
-    pub desired: Option<u32>,
-    pub in_service: Option<u32>,
-    pub pending: Option<u32>,
-    pub leaving: Option<u32>,
-    /// Workers with a fresh report, and the messages they hold.
-    pub workers: Option<usize>,
-    pub busy: Option<u64>,
-    pub service_ms: u64,
-    pub arrivals_per_s: Option<f64>,
-    pub boot_ms: u64,
-    /// An upper bound on what the oldest message has waited.
-    pub oldest_ms: u64,
-    pub empty_for_ms: u64,
-    /// Why a source is unknown.
-    pub unknown: Vec<String>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Proposal {
-    pub rule: Rule,
-    pub instances: u32,
-    pub why: String,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Rule {
-    /// Never fewer than the configured minimum.
-    Min,
-    /// Enough instances to drain the backlog while it is still fresh.
-    Drain,
-    /// Enough instances for what keeps arriving.
-    Flow,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Clamp {
-    /// `instances.max` or `group max`, and so on.
-    pub bound: String,
-    pub from: u32,
-    pub to: u32,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Suppressed {
-    pub from: u32,
-    pub to: u32,
-    pub by: HoldReason,
 }
 
 /// Decides. Pure and deterministic: the service, the tests and the simulator get the same answer
@@ -235,13 +123,23 @@ fn inputs(history: &History, observation: &Observation, now: Timestamp) -> Input
     let fresh = observation.fresh_workers(now);
     let workers_known = observation.workers.known().is_some();
     let group = observation.group.known();
-    // What workers hold was sent when SQS says it was; what waits cannot be older than the
-    // time since the queue was last seen empty.
-    let oldest_held = fresh.values().filter_map(|report| report.oldest_message_at).min();
-    let oldest = match oldest_held {
-        Some(sent_at) => now.since(sent_at),
-        None => history.occupied_for(),
+    let held: u64 = fresh.values().map(|report| report.busy).sum();
+    let waiting = observation.depth.known().map_or(0, |depth| depth.total().saturating_sub(held));
+    let rate = history.arrival_rate();
+    // Three upper bounds, none good in all cases: what workers hold tells when it was sent, but
+    // also how long it has been worked on; what waits is not older than the time since the queue
+    // was last seen empty, nor than the time it took to arrive.
+    let oldest = fresh
+        .values()
+        .filter_map(|report| report.oldest_message_at)
+        .min()
+        .map_or(history.occupied_for(), |sent_at| now.since(sent_at));
+    let arrived_in = match rate {
+        Some(rate) if rate > 0.0 => Duration::try_from_secs_f64(waiting as f64 / rate).ok(),
+        _ => None,
     };
+    let oldest = oldest.min(arrived_in.unwrap_or(Duration::MAX));
+    let (arriving, arriving_in) = history.arriving(now);
     let unknown = [
         ("queue", observation.depth.why_unknown()),
         ("group", observation.group.why_unknown()),
@@ -254,9 +152,15 @@ fn inputs(history: &History, observation: &Observation, now: Timestamp) -> Input
         pending: group.map(|group| group.count(Life::Pending)),
         leaving: group.map(|group| group.count(Life::Leaving)),
         workers: workers_known.then_some(fresh.len()),
-        busy: workers_known.then(|| fresh.values().map(|report| report.busy).sum()),
+        busy: workers_known.then_some(held),
+        at_work: workers_known.then(|| {
+            let working = |report: &&&WorkerReport| report.state != WorkerState::Draining;
+            fresh.values().filter(working).count() as u64
+        }),
+        arriving,
+        arriving_in_ms: millis(arriving_in),
         service_ms: millis(history.service()),
-        arrivals_per_s: history.arrival_rate().map(|rate| (rate * 100.0).round() / 100.0),
+        arrivals_per_s: rate.map(|rate| (rate * 100.0).round() / 100.0),
         boot_ms: millis(history.boot()),
         oldest_ms: millis(oldest),
         empty_for_ms: millis(history.empty_for()),
@@ -289,22 +193,30 @@ fn propose(objective: &Objective, inputs: &Inputs) -> Vec<Proposal> {
 
 /// Little's law: arrivals × service time is the number of slots at work. The promise leaves
 /// room for a backlog, so a shortfall of a quarter instance is left to the drain rule, which
-/// sees it as age; asking for it here would make every fluctuation an instance.
+/// sees it as age; asking for it here would make every fluctuation an instance. For the same
+/// reason nothing is added while nothing has waited for long: those at work keep up.
 fn flow(objective: &Objective, inputs: &Inputs, rate: f64) -> Proposal {
     let slots = rate * inputs.service_ms as f64 / 1000.0;
     let exact = slots / objective.slots.max(1) as f64;
     let tolerated = FLOW_TOLERANCE * exact.sqrt().max(1.0);
+    let wanted = (exact - tolerated).ceil().max(0.0) as u32;
+    let present = u32::try_from(inputs.at_work.unwrap_or(0) + inputs.arriving).unwrap_or(u32::MAX);
+    let calm_ms = millis(objective.freshness).saturating_sub(2 * inputs.boot_ms) / CALM_PART;
+    let calm = inputs.oldest_ms < calm_ms && wanted > present;
+    let kept_up = if calm { "; but nothing waits for long" } else { "" };
     Proposal {
         rule: Rule::Flow,
-        instances: (exact - tolerated).ceil().max(0.0) as u32,
-        why: format!("{rate:.2} messages/s of {} ms: {exact:.1} instances", inputs.service_ms),
+        instances: if calm { present } else { wanted },
+        why: format!(
+            "{rate:.2} messages/s of {} ms: {exact:.1} instances{kept_up}",
+            inputs.service_ms
+        ),
     }
 }
 
-/// Work ÷ what one instance does in the time that is left. What the instances at work do while
-/// new ones boot is not asked of the new ones: with `W` the work in instance-seconds, `t` the
-/// time left, `b` a boot and `r` instances at work, `r` suffice when `W ≤ r·t`, else
-/// `(W − r·b) / (t − b)` are needed.
+/// Work ÷ what an instance does in the time that is left, `t`. Those at work have all of it,
+/// those arriving what is left of it after they arrive, and new ones `t` less a boot: the work is
+/// given to the first, then to the second, and new ones are asked for only for the rest.
 fn drain(objective: &Objective, inputs: &Inputs, backlog: u64) -> Proposal {
     let seconds = |ms: u64| ms as f64 / 1000.0;
     let period = objective.period.as_secs_f64().max(0.001);
@@ -313,12 +225,17 @@ fn drain(objective: &Objective, inputs: &Inputs, backlog: u64) -> Proposal {
     let margin = objective.freshness.as_secs_f64() * MARGIN_SHARE + 2.0 * service + period;
     let left = (objective.freshness.as_secs_f64() - seconds(inputs.oldest_ms) - margin).max(period);
     let work = backlog as f64 * service / objective.slots.max(1) as f64;
-    let at_work = f64::from(inputs.in_service.unwrap_or(0));
-    let boot = seconds(inputs.boot_ms);
+    let at_work = inputs.at_work.unwrap_or(0) as f64;
+    let arriving = inputs.arriving as f64;
+    let useful = |boots_in: f64| (left - boots_in).max(period);
+    let soon = useful(seconds(inputs.arriving_in_ms));
     let needed = if work <= at_work * left {
         work / left
+    } else if work <= at_work * left + arriving * soon {
+        at_work + (work - at_work * left) / soon
     } else {
-        ((work - at_work * boot.min(left)) / (left - boot).max(period)).max(at_work)
+        let rest = work - at_work * left - arriving * soon;
+        at_work + arriving + rest / useful(seconds(inputs.boot_ms))
     };
     Proposal {
         rule: Rule::Drain,
@@ -434,119 +351,4 @@ fn step_in(
 
 fn millis(span: Duration) -> u64 {
     u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
-}
-
-impl Step {
-    /// The word used in logs and metric labels.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Step::Hold(_) => "hold",
-            Step::Out { .. } => "out",
-            Step::In { .. } => "in",
-            Step::Cut { .. } => "cut",
-        }
-    }
-}
-
-impl fmt::Display for HoldReason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            HoldReason::Enough => "the size fits the work",
-            HoldReason::AtMax => "already at the maximum",
-            HoldReason::Stale => "the observation is too old",
-            HoldReason::GroupUnknown => "the group is unknown",
-            HoldReason::DepthUnknown => "the queue's depth is unknown",
-            HoldReason::WorkersUnknown => "what the workers do is unknown",
-            HoldReason::Settling => "some to spare, but not for long enough",
-            HoldReason::InstancePending => "instances are still arriving",
-            HoldReason::LaunchSuspended => "the group's Launch process is suspended",
-            HoldReason::TerminateSuspended => "the group's Terminate process is suspended",
-            HoldReason::NoIdleVictim => "no instance is idle and unprotected",
-        })
-    }
-}
-
-impl fmt::Display for Rule {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Rule::Min => "min",
-            Rule::Drain => "drain",
-            Rule::Flow => "flow",
-        })
-    }
-}
-
-/// The whole decision as text, one line per fact.
-impl fmt::Display for Report {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{}", self.headline())?;
-        let inputs = &self.inputs;
-        match inputs.depth {
-            Some(Depth { visible, in_flight, delayed }) => {
-                write!(
-                    f,
-                    "  queue    visible {visible}, in flight {in_flight}, delayed {delayed}"
-                )?;
-                match inputs.empty_for_ms {
-                    0 => writeln!(f)?,
-                    ms => writeln!(f, "; empty for {} s", ms / 1000)?,
-                }
-            }
-            None => writeln!(f, "  queue    unknown")?,
-        }
-        match (inputs.desired, inputs.in_service, inputs.pending, inputs.leaving) {
-            (Some(desired), Some(in_service), Some(pending), Some(leaving)) => writeln!(
-                f,
-                "  group    desired {desired}: in service {in_service}, pending {pending}, leaving {leaving}"
-            )?,
-            _ => writeln!(f, "  group    unknown")?,
-        }
-        match (inputs.workers, inputs.busy) {
-            (Some(workers), Some(busy)) => {
-                writeln!(f, "  workers  {workers} reporting, {busy} messages held")?;
-            }
-            _ => writeln!(f, "  workers  unknown")?,
-        }
-        for why in &inputs.unknown {
-            writeln!(f, "  unknown  {why}")?;
-        }
-        for proposal in &self.proposals {
-            let mark = if proposal.rule == self.winner { "*" } else { " " };
-            let (rule, why) = (proposal.rule.to_string(), &proposal.why);
-            writeln!(f, "  {mark} {rule:<6} {:>4}  {why}", proposal.instances)?;
-        }
-        for clamp in &self.clamps {
-            writeln!(f, "  clamped  {} → {} by {}", clamp.from, clamp.to, clamp.bound)?;
-        }
-        for suppressed in &self.suppressed {
-            let Suppressed { from, to, by } = suppressed;
-            writeln!(f, "  suppressed  {from} → {to}: {by}")?;
-        }
-        if !self.victims.is_empty() {
-            let victims: Vec<&str> = self.victims.iter().map(|id| id.0.as_str()).collect();
-            writeln!(f, "  victims  {}", victims.join(", "))?;
-        }
-        Ok(())
-    }
-}
-
-impl Report {
-    /// The decision in one line.
-    pub fn headline(&self) -> String {
-        let why = self
-            .proposals
-            .iter()
-            .find(|proposal| proposal.rule == self.winner)
-            .map_or("", |proposal| proposal.why.as_str());
-        let why = if self.wanted == Some(0) { "nothing left to do" } else { why };
-        match self.step {
-            Step::Hold(reason) => match self.inputs.desired {
-                Some(desired) => format!("hold at {desired}: {reason}"),
-                None => format!("hold: {reason}"),
-            },
-            Step::Out { from, to } => format!("out {from} → {to}: {why}"),
-            Step::In { from, to } => format!("in {from} → {to}: {why}"),
-            Step::Cut { from, to } => format!("cut {from} → {to}: these instances never came"),
-        }
-    }
 }

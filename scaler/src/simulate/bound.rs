@@ -44,10 +44,28 @@ pub(super) fn bound(
     let late = unavoidably_late(&mut work, freshness_ms, capacity);
     let peak = peak(&work, freshness_ms).min(fleet);
     Bound {
-        // Every instance that ever runs has booted once at least.
-        instance_ms: total + peak * boot_ms,
+        // Every instance that ever runs has booted once at least; and where a little arrives now
+        // and then, a whole one has to be there each time.
+        instance_ms: total + (peak * boot_ms).max(visits(&work, freshness_ms, boot_ms)),
         late_share: if total > 0.0 { late / total } else { 0.0 },
     }
+}
+
+/// What whole instances cost beyond their work: two messages that arrive two deadlines apart are
+/// served at least one deadline apart, so that an instance waits that long, or boots again.
+fn visits(work: &[f64], freshness_ms: u64, boot_ms: f64) -> f64 {
+    let apart = (2 * freshness_ms / STEP_MS) as usize + 1;
+    let (mut count, mut next) = (0u32, 0);
+    for (step, arrived) in work.iter().enumerate() {
+        if *arrived > 0.0 && step >= next {
+            (count, next) = (count + 1, step + apart);
+        }
+    }
+    let rest = count.saturating_sub(1);
+    // The waiting instance also works: only what the work leaves of the wait is extra.
+    let work: f64 = work.iter().sum();
+    (f64::from(rest) * boot_ms.min(freshness_ms as f64) - work).max(0.0)
+        + if count > 0 { boot_ms } else { 0.0 }
 }
 
 /// Takes out of `work` what even the full fleet cannot serve in time. Deadlines are in order of

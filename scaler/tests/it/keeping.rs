@@ -67,8 +67,12 @@ async fn a_fleet_grows_with_its_queue_and_shrinks_to_zero_after_it() {
     let scaler = start(&world, &ledger, "one");
     until("three instances", async || world.desired() == 3).await;
 
-    let plan = ledger.latest_plan("ads").await.unwrap().unwrap();
-    assert!(plan.report.contains("\"winner\":\"drain\""), "{}", plan.report);
+    // Recorded after it was carried out.
+    until("its reason", async || {
+        let plan = ledger.latest_plan("ads").await.unwrap();
+        plan.is_some_and(|plan| plan.report.contains("\"winner\":\"drain\""))
+    })
+    .await;
 
     // In flight is work too: nothing shrinks although nothing waits.
     world.lock().depth.visible = 0;
