@@ -16,10 +16,12 @@ use weirgate_common::config::OnBadRow;
 use weirgate_common::fault::{self, Fault};
 
 use crate::avro::codec::Decompressor;
+use crate::avro::constants::Constants;
 use crate::avro::container::{ContainerError, Header, Reader};
 use crate::avro::fault::{Fault as AvroFault, RowFault};
 use crate::avro::limits::Limits;
-use crate::avro::plan::{Constants, Plan, Rows};
+use crate::avro::plan::Plan;
+use crate::avro::rows::Rows;
 use crate::failure::Failure;
 use crate::object::Object;
 

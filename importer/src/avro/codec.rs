@@ -1,37 +1,9 @@
 use std::io::Read;
-use std::str::FromStr;
 
 use thiserror::Error;
 
-use super::container::RawBlock;
+use super::container::{Codec, RawBlock};
 use super::limits::Limits;
-
-/// The codecs of the specification.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Codec {
-    Null,
-    Deflate,
-    Snappy,
-    Zstandard,
-    Bzip2,
-    Xz,
-}
-
-impl FromStr for Codec {
-    type Err = ();
-
-    fn from_str(name: &str) -> Result<Self, ()> {
-        Ok(match name {
-            "null" => Self::Null,
-            "deflate" => Self::Deflate,
-            "snappy" => Self::Snappy,
-            "zstandard" => Self::Zstandard,
-            "bzip2" => Self::Bzip2,
-            "xz" => Self::Xz,
-            _ => return Err(()),
-        })
-    }
-}
 
 #[derive(Debug, Error, PartialEq, Eq)]
 #[error("block {block} at byte {offset}: {problem}")]

@@ -2,7 +2,6 @@ use std::str::FromStr;
 
 use thiserror::Error;
 
-use super::codec::Codec;
 use super::limits::Limits;
 use super::schema::{Schema, SchemaError};
 use super::wire::{Cursor, Flaw};
@@ -37,6 +36,33 @@ pub struct Header {
     pub fingerprint: i64,
     pub codec: Codec,
     pub sync: [u8; 16],
+}
+
+/// The codecs of the specification.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Codec {
+    Null,
+    Deflate,
+    Snappy,
+    Zstandard,
+    Bzip2,
+    Xz,
+}
+
+impl FromStr for Codec {
+    type Err = ();
+
+    fn from_str(name: &str) -> Result<Self, ()> {
+        Ok(match name {
+            "null" => Self::Null,
+            "deflate" => Self::Deflate,
+            "snappy" => Self::Snappy,
+            "zstandard" => Self::Zstandard,
+            "bzip2" => Self::Bzip2,
+            "xz" => Self::Xz,
+            _ => return Err(()),
+        })
+    }
 }
 
 /// One block as it lies in the file, still compressed.

@@ -5,9 +5,10 @@ use super::calendar::{DAY_MICROS, POSTGRES_EPOCH_DAYS, POSTGRES_EPOCH_MICROS};
 use super::fault::{Halt, Reason};
 use super::json::{Mode, Renderer, decimal_size, time_of_day};
 use super::node::{Budget, Kind, Leaf, Node, NodeId, Nodes, Scalar, Wire};
+use super::numeric::TINY_SCALE;
 use super::schema::Unit;
 use super::table::{Mask, SqlType};
-use super::wire::{Cursor, Flaw};
+use super::wire::{Cursor, Flaw, Snippet, Span, WIDE};
 use super::{mask, numeric, text};
 
 /// What comes before the first tuple: signature, flags, no header extension.
@@ -35,11 +36,13 @@ pub(crate) enum Op {
     Text,
     Bytea,
     /// The field, length and all, by the writer's index.
-    Enum(Vec<Option<Box<[u8]>>>),
+    Enum(Vec<Option<Snippet>>),
     /// A decimal on bytes.
     Numeric {
         precision: u32,
         scale: u32,
+        /// Ten to the precision, if 64 bits hold it.
+        bound: u64,
     },
     Date,
     TimestampMillis,
@@ -84,10 +87,14 @@ pub(crate) fn op(nodes: &Nodes, node: NodeId, sql_type: &SqlType, nullable: bool
         (Wire::Bytes, Kind::Text, SqlType::Text) => Op::Text,
         (Wire::Bytes, Kind::Bytes, SqlType::Bytea) => Op::Bytea,
         (Wire::Enum, Kind::Enum(symbols), SqlType::Text) => Op::Enum(
-            symbols.iter().map(|symbol| symbol.as_ref().map(|s| field(s.as_bytes()))).collect(),
+            symbols
+                .iter()
+                .map(|symbol| symbol.as_ref().map(|s| Snippet::new(&field(s.as_bytes()))))
+                .collect(),
         ),
         (Wire::Bytes, Kind::Decimal { precision, scale }, SqlType::Numeric(_)) => {
-            Op::Numeric { precision: *precision, scale: *scale }
+            let bound = 10u64.checked_pow(*precision).unwrap_or(u64::MAX);
+            Op::Numeric { precision: *precision, scale: *scale, bound }
         }
         (Wire::Int, Kind::Date, SqlType::Date) => Op::Date,
         (Wire::Long, Kind::Timestamp { unit, .. }, SqlType::Timestamp | SqlType::Timestamptz) => {
@@ -115,8 +122,7 @@ fn accepts(leaf: &Leaf, sql_type: &SqlType) -> bool {
         (Kind::Long, Numeric(Some(to))) => room(*to, 19),
         (Kind::Float, Real | Double) | (Kind::Double, Double) => true,
         (Kind::Bytes, Bytea) => true,
-        (Kind::Text, Text | Varchar(_) | Uuid) => true,
-        (Kind::Enum(_), Text | Varchar(_)) => true,
+        (Kind::Text | Kind::Enum(_), Text | Varchar(_) | Uuid) => true,
         (Kind::Decimal { .. } | Kind::BigDecimal, Numeric(None)) => true,
         (Kind::Decimal { precision, scale }, Numeric(Some(to))) => {
             u32::from(to.1) >= *scale && room(*to, precision - scale)
@@ -193,11 +199,21 @@ impl Encoder<'_> {
         match op {
             Op::Int8 => put8(out, cursor.long()?.to_be_bytes()),
             Op::Int4 => put4(out, cursor.int()?.to_be_bytes()),
-            Op::Text => {
-                let bytes = cursor.bytes()?;
-                text::check(bytes)?;
-                put_bytes(out, bytes);
-            }
+            Op::Text => match cursor.span()? {
+                Span::Short(wide, len) => {
+                    text::check_short(wide, len)?;
+                    let mut field = [0; 4 + WIDE];
+                    field[..4].copy_from_slice(&(len as u32).to_be_bytes());
+                    field[4..].copy_from_slice(wide);
+                    let end = out.len() + 4 + len;
+                    out.extend_from_slice(&field);
+                    out.truncate(end);
+                }
+                Span::Long(bytes) => {
+                    text::check(bytes)?;
+                    put_bytes(out, bytes);
+                }
+            },
             Op::Float8 => put8(out, cursor.double()?.to_be_bytes()),
             Op::Float4 => put4(out, cursor.float()?.to_be_bytes()),
             Op::Boolean => {
@@ -207,7 +223,7 @@ impl Encoder<'_> {
             Op::Enum(fields) => {
                 let index = cursor.index(Flaw::EnumIndex)?;
                 match fields.get(index).ok_or(Flaw::EnumIndex)? {
-                    Some(field) => out.extend_from_slice(field),
+                    Some(field) => field.put(out),
                     None => return Err(super::node::unknown_symbol().into()),
                 }
             }
@@ -218,9 +234,20 @@ impl Encoder<'_> {
                 put8(out, timestamp(cursor.long()?, Unit::Micros)?.to_be_bytes());
             }
             Op::Date => put4(out, date(cursor.int()?)?.to_be_bytes()),
-            Op::Numeric { precision, scale } => {
-                let unscaled = cursor.bytes()?;
-                decimal(unscaled, *precision, *scale, budget, out)?;
+            Op::Numeric { precision, scale, bound } => {
+                let span = cursor.span()?;
+                let (tiny, unscaled) = match span {
+                    Span::Short(wide, len) => {
+                        (numeric::tiny_short(wide, len), &wide[..len.min(WIDE)])
+                    }
+                    Span::Long(bytes) => (numeric::tiny(bytes), bytes),
+                };
+                match tiny {
+                    Some(value) if value.unsigned_abs() < *bound && *scale <= TINY_SCALE => {
+                        numeric::write_tiny(value, *scale, out);
+                    }
+                    _ => decimal(unscaled, *precision, *scale, budget, out)?,
+                }
             }
             Op::Bytea => put_bytes(out, cursor.bytes()?),
             Op::Json(node) => self.json(*node, sql_type, cursor, budget, out)?,
@@ -342,6 +369,9 @@ fn scalar(
         Scalar::Text(bytes) => {
             check_chars(text::checked(bytes)?, sql_type)?;
             put_bytes(out, bytes);
+        }
+        Scalar::Symbol(symbol) if *sql_type == SqlType::Uuid => {
+            put_bytes(out, &text::parse_uuid(symbol.as_bytes())?);
         }
         Scalar::Symbol(symbol) => {
             check_chars(symbol, sql_type)?;

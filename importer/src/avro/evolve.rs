@@ -96,7 +96,7 @@ fn fit(dialect: Dialect, have: &SqlType, want: &SqlType) -> Fit {
         }
         (Bigint, Integer) | (Double, Real | Integer) | (Numeric(None), Numeric(_)) => Fit::Holds,
         (Numeric(None), Integer | Bigint) => Fit::Holds,
-        (Integer, Double) => Fit::Grow(Double),
+        (Smallint | Integer, Real | Double) => Fit::Grow(Double),
         (Smallint | Integer | Bigint, Numeric(to)) => match to {
             // The numeric must hold every integer already there.
             Some((precision, scale)) if precision - scale >= 19 => Fit::Grow(want.clone()),
@@ -108,11 +108,13 @@ fn fit(dialect: Dialect, have: &SqlType, want: &SqlType) -> Fit {
             let digits = if *want == Integer { 10 } else { 19 };
             widest((*precision, *scale), (digits, 0))
         }
-        (Text, Varchar(_) | Uuid) => Fit::Holds,
-        (Varchar(_), Text) => Fit::Grow(Text),
-        (Uuid, Text) => Fit::Grow(Text),
+        // A table its user made may know more than the schema: that all texts are short, or
+        // UUIDs, or JSON. Each row is checked.
+        (Varchar(_) | Uuid | Json | Jsonb, Text) | (Text, Uuid) => Fit::Holds,
         (Jsonb | Json, _) => Fit::Holds,
         (Timestamp | Timestamptz, Timestamp | Timestamptz) => Fit::Holds,
+        // The ticks as they are: what a `long` was before it got its logical type.
+        (Bigint, Timestamp | Timestamptz) => Fit::Holds,
         _ => Fit::Never,
     }
 }
@@ -147,6 +149,10 @@ mod tests {
         assert_eq!(check(Integer, Bigint), widen(Integer, Bigint));
         let (have, want) = (Numeric(Some((10, 2))), Numeric(Some((10, 4))));
         assert_eq!(check(have.clone(), want), widen(have, Numeric(Some((12, 4)))));
+        for (have, want) in [(Varchar(9), Text), (Uuid, Text), (Bigint, Timestamptz)] {
+            assert_eq!(check(have, want), []);
+        }
+        assert_eq!(check(Integer, Real), widen(Integer, Double));
         assert!(matches!(check(Text, Integer)[..], [Change::Incompatible { .. }]));
         assert!(matches!(check(Bigint, Double)[..], [Change::Incompatible { .. }]));
     }

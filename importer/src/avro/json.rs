@@ -11,8 +11,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
 use super::fault::{Halt, Reason};
-use super::node::{Budget, Node, NodeId, Nodes, Scalar};
-use super::wire::{Cursor, Flaw};
+use super::node::{Budget, Kind, Leaf, Node, NodeId, Nodes, Scalar, Wire};
+use super::wire::{Cursor, Flaw, Span, WIDE};
 use super::{calendar, numeric, text};
 
 /// What to do with values no database holds.
@@ -39,15 +39,7 @@ impl Renderer<'_> {
         out: &mut Vec<u8>,
     ) -> Result<(), Halt> {
         match self.nodes.get(id) {
-            Node::Leaf(leaf) => {
-                let scalar = match (leaf.read(cursor), self.mode) {
-                    (Err(Halt::Reason(reason)), Mode::Lenient) => {
-                        return lenient_problem(&reason, out);
-                    }
-                    (scalar, _) => scalar?,
-                };
-                self.scalar(scalar, budget, out)
-            }
+            Node::Leaf(leaf) => self.leaf(leaf, cursor, budget, out),
             Node::Union(branches) => {
                 let index = cursor.index(Flaw::UnionIndex)?;
                 let branch = *branches.get(index).ok_or(Flaw::UnionIndex)?;
@@ -62,14 +54,14 @@ impl Renderer<'_> {
                 for field in &record.fields {
                     match &field.key {
                         Some(key) => {
-                            out.extend_from_slice(key);
-                            self.value(field.node, cursor, budget, out)?;
+                            key.put(out);
+                            self.part(field.node, cursor, budget, out)?;
                         }
                         None => self.nodes.skip(field.node, cursor, budget)?,
                     }
                 }
                 for default in &record.defaults {
-                    out.extend_from_slice(&default.key);
+                    default.key.put(out);
                     self.value(default.node, &mut Cursor::new(&default.bytes), budget, out)?;
                 }
                 close(out, start, b'{', b'}');
@@ -81,7 +73,7 @@ impl Renderer<'_> {
                 let start = out.len();
                 self.runs(cursor, budget, out, |cursor, budget, out| {
                     out.push(b',');
-                    self.value(*items, cursor, budget, out)
+                    self.part(*items, cursor, budget, out)
                 })?;
                 close(out, start, b'[', b']');
                 Ok(())
@@ -92,7 +84,7 @@ impl Renderer<'_> {
                     out.push(b',');
                     self.key(cursor.bytes()?, out)?;
                     out.push(b':');
-                    self.value(*values, cursor, budget, out)
+                    self.part(*values, cursor, budget, out)
                 })?;
                 close(out, start, b'{', b'}');
                 Ok(())
@@ -104,6 +96,78 @@ impl Renderer<'_> {
         }
     }
 
+    /// A value inside another. Most are leaves, which need no call of their own.
+    #[inline(always)]
+    fn part(
+        &self,
+        id: NodeId,
+        cursor: &mut Cursor<'_>,
+        budget: &mut Budget,
+        out: &mut Vec<u8>,
+    ) -> Result<(), Halt> {
+        match self.nodes.get(id) {
+            Node::Leaf(leaf) => self.leaf(leaf, cursor, budget, out),
+            _ => self.value(id, cursor, budget, out),
+        }
+    }
+
+    #[inline(always)]
+    fn leaf(
+        &self,
+        leaf: &Leaf,
+        cursor: &mut Cursor<'_>,
+        budget: &Budget,
+        out: &mut Vec<u8>,
+    ) -> Result<(), Halt> {
+        match (&leaf.kind, leaf.wire) {
+            (Kind::Text, Wire::Bytes) => match cursor.span()? {
+                Span::Short(wide, len) if bare_short(wide, len) => {
+                    let mut quoted = [b'"'; 2 + WIDE];
+                    quoted[1..=WIDE].copy_from_slice(wide);
+                    quoted[1 + len] = b'"';
+                    let end = out.len() + 2 + len;
+                    out.extend_from_slice(&quoted);
+                    out.truncate(end);
+                    Ok(())
+                }
+                Span::Short(wide, len) => {
+                    self.scalar(Scalar::Text(&wide[..len.min(WIDE)]), budget, out)
+                }
+                Span::Long(bytes) => self.scalar(Scalar::Text(bytes), budget, out),
+            },
+            (Kind::Long, Wire::Long) => {
+                integer(cursor.long()?, out);
+                Ok(())
+            }
+            (Kind::Double, Wire::Double) => {
+                double(cursor.double()?, out);
+                Ok(())
+            }
+            (Kind::Int, Wire::Int) => {
+                integer(i64::from(cursor.int()?), out);
+                Ok(())
+            }
+            _ => self.any_leaf(leaf, cursor, budget, out),
+        }
+    }
+
+    #[inline(never)]
+    fn any_leaf(
+        &self,
+        leaf: &Leaf,
+        cursor: &mut Cursor<'_>,
+        budget: &Budget,
+        out: &mut Vec<u8>,
+    ) -> Result<(), Halt> {
+        match (leaf.read(cursor), self.mode) {
+            (Err(Halt::Reason(reason)), Mode::Lenient) => {
+                Ok(string(reason.to_string().as_bytes(), out)?)
+            }
+            (scalar, _) => self.scalar(scalar?, budget, out),
+        }
+    }
+
+    #[inline(always)]
     fn runs<'b>(
         &self,
         cursor: &mut Cursor<'b>,
@@ -190,17 +254,12 @@ pub(crate) fn unquoted_or_iso(
         Scalar::Null => out.extend_from_slice(b"null"),
         Scalar::Boolean(true) => out.extend_from_slice(b"true"),
         Scalar::Boolean(false) => out.extend_from_slice(b"false"),
-        Scalar::Integer(value) => {
-            out.extend_from_slice(itoa::Buffer::new().format(value).as_bytes());
-        }
+        Scalar::Integer(value) => integer(value, out),
         Scalar::Float(value) if value.is_finite() => {
             out.extend_from_slice(zmij::Buffer::new().format_finite(value).as_bytes());
         }
-        Scalar::Double(value) if value.is_finite() => {
-            out.extend_from_slice(zmij::Buffer::new().format_finite(value).as_bytes());
-        }
         Scalar::Float(value) => out.extend_from_slice(not_finite(f64::from(value))),
-        Scalar::Double(value) => out.extend_from_slice(not_finite(value)),
+        Scalar::Double(value) => double(value, out),
         Scalar::Decimal { unscaled, precision, scale } => {
             decimal_size(unscaled, budget)?;
             numeric::check_precision(unscaled, precision)?;
@@ -295,10 +354,6 @@ fn lenient_bytes(bytes: &[u8], out: &mut Vec<u8>) {
     out.extend_from_slice(b"\"}");
 }
 
-fn lenient_problem(reason: &Reason, out: &mut Vec<u8>) -> Result<(), Halt> {
-    Ok(string(reason.to_string().as_bytes(), out)?)
-}
-
 /// Whether eight bytes can stand in a JSON string as they are: ASCII without control characters,
 /// quotes and backslashes.
 #[inline(always)]
@@ -314,6 +369,69 @@ fn bare_word(word: u64) -> bool {
         | (backslash.wrapping_sub(ONES) & !backslash))
         & HIGHS
         == 0
+}
+
+/// Whether a short span can stand in a JSON string as it is.
+#[inline(always)]
+fn bare_short(wide: &[u8; WIDE], len: usize) -> bool {
+    text::padded(wide, len).iter().fold(true, |bare, word| bare & bare_word(*word))
+}
+
+/// Appends an integer. Those of up to eight digits are made all digits at once: halves, then
+/// quarters, then single digits in the lanes of one word.
+#[inline(always)]
+fn integer(value: i64, out: &mut Vec<u8>) {
+    if !(0..100_000_000).contains(&value) {
+        out.extend_from_slice(itoa::Buffer::new().format(value).as_bytes());
+        return;
+    }
+    let value = value as u64;
+    let fours = (value / 10_000) | ((value % 10_000) << 32);
+    let hundreds = ((fours * 10_486) >> 20) & 0x0000_007f_0000_007f;
+    let twos = hundreds | ((fours - hundreds * 100) << 16);
+    let tens = ((twos * 103) >> 10) & 0x000f_000f_000f_000f;
+    let ones = tens | ((twos - tens * 10) << 8);
+    // The first digit is in the lowest byte. At least one is kept.
+    let zeros = (ones.trailing_zeros() / 8).min(7);
+    let digits = (ones | 0x3030_3030_3030_3030) >> (8 * zeros);
+    let end = out.len() + 8 - zeros as usize;
+    out.extend_from_slice(&digits.to_le_bytes());
+    out.truncate(end);
+}
+
+/// Appends a number in its shortest form, always with a point or an exponent.
+///
+/// Measurements and prices mostly have four decimals or fewer. If the number is the one nearest to
+/// a quotient n / 10^4 of fewer than 16 digits, then that quotient, without trailing zeros, is its
+/// shortest form, since no two decimals of up to 15 digits share a nearest double.
+#[inline(always)]
+fn double(value: f64, out: &mut Vec<u8>) {
+    let scaled = value * 1e4;
+    // False for NaN and for -0.0, whose sign the integer would lose.
+    if value.is_sign_positive() && scaled < 1e15 {
+        let whole = (scaled + 0.5) as u64;
+        if (whole as f64 / 1e4).to_bits() == value.to_bits() {
+            integer((whole / 10_000) as i64, out);
+            let four = (whole % 10_000) as u32;
+            let digits = [four / 1000, four / 100 % 10, four / 10 % 10, four % 10];
+            let [a, b, c, d] = digits.map(|digit| b'0' + digit as u8);
+            let zeros = digits.iter().skip(1).rev().take_while(|digit| **digit == 0).count();
+            let end = out.len() + 5 - zeros;
+            out.extend_from_slice(&[b'.', a, b, c, d, 0, 0, 0]);
+            out.truncate(end);
+            return;
+        }
+    }
+    any_double(value, out);
+}
+
+#[inline(never)]
+fn any_double(value: f64, out: &mut Vec<u8>) {
+    if value.is_finite() {
+        out.extend_from_slice(zmij::Buffer::new().format_finite(value).as_bytes());
+    } else {
+        out.extend_from_slice(not_finite(value));
+    }
 }
 
 /// Appends a JSON string.
@@ -380,6 +498,51 @@ mod tests {
         }
         assert_eq!(string(b"a\0b", &mut Vec::new()), Err(Reason::Nul));
         assert_eq!(string(b"a\xff", &mut Vec::new()), Err(Reason::Utf8));
+    }
+
+    #[test]
+    fn integers() {
+        let powers = (0..18).map(|power| 10i64.pow(power));
+        let near = powers.flat_map(|power| [power - 1, power, power + 1, -power, power * 7 / 3]);
+        for value in near.chain([i64::MIN, i64::MAX, 12_345_678, 90_000_009]) {
+            let mut out = Vec::new();
+            integer(value, &mut out);
+            assert_eq!(String::from_utf8(out).unwrap(), value.to_string());
+        }
+    }
+
+    #[test]
+    fn doubles() {
+        let ours = |value: f64| {
+            let mut out = Vec::new();
+            double(value, &mut out);
+            String::from_utf8(out).unwrap()
+        };
+        let general = |value: f64| zmij::Buffer::new().format_finite(value).to_owned();
+        let mut bits = 0x0123_4567_89ab_cdef_u64;
+        for step in 0..200_000_u64 {
+            bits = bits.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(step);
+            let decimal = (bits >> 20) as f64 / 10f64.powi((step % 9) as i32);
+            let near = f64::from_bits(decimal.to_bits() + step % 3);
+            for value in [decimal, near, -decimal, f64::from_bits(bits >> 2)] {
+                let (ours, general) = (ours(value), general(value));
+                // Above 10^15 zmij may turn to exponents, where this function leaves it to it.
+                assert_eq!(ours, general);
+            }
+        }
+        for (value, expected) in [
+            (0.0, "0.0"),
+            (-0.0, "-0.0"),
+            (1.0, "1.0"),
+            (0.1, "0.1"),
+            (12.34, "12.34"),
+            (0.0001, "0.0001"),
+            (9_999_999_999.5, "9999999999.5"),
+            (f64::NAN, "\"NaN\""),
+            (f64::NEG_INFINITY, "\"-Infinity\""),
+        ] {
+            assert_eq!(ours(value), expected);
+        }
     }
 
     #[test]

@@ -9,33 +9,54 @@
 //! A schema pair and a table are compiled once into a [`plan::Plan`]; blocks then go through it in
 //! one pass, without intermediate values. Pure code: no I/O, no clock, no panic on any input.
 
+// In reading order: each file uses only those before it. Blank lines keep rustfmt from sorting.
 pub mod limits;
+
 mod wire;
 
-mod fingerprint;
 pub mod schema;
 
-pub mod codec;
+mod fingerprint;
+
 pub mod container;
 
+pub mod codec;
+
 mod calendar;
-pub mod evolve;
+
 pub mod table;
 
+pub mod evolve;
+
 pub mod fault;
-mod numeric;
+
 mod text;
 
+mod numeric;
+
 mod default;
+
 mod node;
+
 mod resolve;
 
 mod json;
+
 mod mask;
 
 pub mod cells;
+
 pub mod copy;
+
+pub mod constants;
+
+mod step;
+
 pub mod plan;
+
+pub mod rows;
+
+pub mod inline;
 
 pub use resolve::ResolveError;
 pub use wire::Flaw;

@@ -1,7 +1,7 @@
 use super::fault::{Halt, Reason};
 use super::limits::Limits;
 use super::schema::{Logical, Schema, Shape, Type, TypeId, Unit};
-use super::wire::{Cursor, Flaw};
+use super::wire::{Cursor, Flaw, Snippet};
 
 /// How to read values of a writer's schema as values of the reader's. An arena like [`Schema`];
 /// recursion is an id that points back.
@@ -41,14 +41,14 @@ pub(crate) struct Field {
     /// The reader's name.
     pub(crate) name: String,
     /// `,"name":` as it stands in JSON; `None` for a field the reader does not have.
-    pub(crate) key: Option<Box<[u8]>>,
+    pub(crate) key: Option<Snippet>,
     pub(crate) node: NodeId,
 }
 
 #[derive(Clone, Debug)]
 pub(crate) struct Default {
     pub(crate) name: String,
-    pub(crate) key: Box<[u8]>,
+    pub(crate) key: Snippet,
     pub(crate) node: NodeId,
     /// The default in binary encoding.
     pub(crate) bytes: Box<[u8]>,
@@ -305,8 +305,8 @@ fn node(ty: &Type) -> Node {
 }
 
 /// `,"name":` with the name escaped.
-pub(crate) fn json_key(name: &str) -> Box<[u8]> {
-    format!(",{}:", serde_json::Value::from(name)).into_bytes().into()
+pub(crate) fn json_key(name: &str) -> Snippet {
+    Snippet::new(format!(",{}:", serde_json::Value::from(name)).as_bytes())
 }
 
 /// How a leaf type lies in the bytes. Null for types with parts, which have no wire of their own.
@@ -368,7 +368,11 @@ impl Leaf {
             Wire::Double => cursor.take(8).map(drop),
             Wire::Bytes => cursor.bytes().map(drop),
             Wire::Fixed(size) => cursor.take(size).map(drop),
-            Wire::Enum => cursor.int().map(drop),
+            Wire::Enum => {
+                let index = cursor.index(Flaw::EnumIndex)?;
+                let known = matches!(&self.kind, Kind::Enum(symbols) if index < symbols.len());
+                if known { Ok(()) } else { Err(Flaw::EnumIndex) }
+            }
         }
     }
 

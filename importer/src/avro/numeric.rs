@@ -2,11 +2,11 @@
 //! text.
 
 use super::fault::Reason;
-use super::wire::Cursor;
+use super::wire::{Cursor, WIDE, put_wide};
 
-/// PostgreSQL's bounds on a number's digits before and after the point (NUMERIC_WEIGHT_MAX,
-/// NUMERIC_DSCALE_MAX).
-const WHOLE_DIGITS_MAX: i64 = 131_072;
+/// PostgreSQL's bound on a number's digits after the point (NUMERIC_DSCALE_MAX). Also ours on the
+/// zeros a negative scale adds before it, of which PostgreSQL takes 131,072: they let a few bytes
+/// stand for very much text.
 const SCALE_MAX: i32 = 16_383;
 
 /// The sign and the magnitude in base 10000, least significant group first.
@@ -16,6 +16,66 @@ pub(crate) struct Decimal {
     /// [`Decimal::read`].
     groups: Vec<u16>,
     scale: i32,
+}
+
+/// More digits after the point than any 64-bit number of interest has.
+pub(crate) const TINY_SCALE: u32 = 64;
+
+/// The smallest case: amounts of money.
+#[inline(always)]
+pub(crate) fn tiny(unscaled: &[u8]) -> Option<i64> {
+    let len = unscaled.len();
+    if len == 0 || len > 8 {
+        return None;
+    }
+    let value = unscaled.iter().fold(0u64, |value, byte| value << 8 | u64::from(*byte));
+    // Moves the sign bit to the top and back down.
+    let unused = 64 - 8 * len as u32;
+    let value = (value << unused) as i64 >> unused;
+    // Room for the padding of up to three digits.
+    (value.unsigned_abs() < u64::MAX / 1000).then_some(value)
+}
+
+/// [`tiny`] for a short span: one load instead of a loop.
+#[inline(always)]
+pub(crate) fn tiny_short(wide: &[u8; WIDE], len: usize) -> Option<i64> {
+    if len == 0 || len > 8 {
+        return None;
+    }
+    let word = wide.first_chunk::<8>().map_or(0, |bytes| u64::from_be_bytes(*bytes));
+    let value = word as i64 >> (64 - 8 * len as u32);
+    (value.unsigned_abs() < u64::MAX / 1000).then_some(value)
+}
+
+/// Writes a number [`tiny`] returned, of a scale up to [`TINY_SCALE`].
+#[inline(always)]
+pub(crate) fn write_tiny(value: i64, scale: u32, out: &mut Vec<u8>) {
+    let padding = [1, 1000, 100, 10][scale as usize % 4];
+    let mut rest = value.unsigned_abs() * padding;
+    // 64 bits are twenty digits: five groups, least significant first.
+    let mut groups = [0u16; 5];
+    let (mut count, mut trailing) = (0, 0);
+    while rest > 0 && count < groups.len() {
+        let group = (rest % 10_000) as u16;
+        rest /= 10_000;
+        trailing += usize::from(group == 0 && trailing == count);
+        groups[count] = group;
+        count += 1;
+    }
+    let weight = if count == 0 { 0 } else { count as i32 - 1 - (scale as i32 + 3) / 4 };
+    // Zero groups at the end are left out.
+    let kept = count - trailing;
+    let mut field = [0u8; WIDE];
+    field[..4].copy_from_slice(&(8 + 2 * kept as u32).to_be_bytes());
+    field[4..6].copy_from_slice(&(kept as u16).to_be_bytes());
+    field[6..8].copy_from_slice(&(weight as i16).to_be_bytes());
+    field[8] = if value < 0 { 0x40 } else { 0 };
+    field[10..12].copy_from_slice(&(scale as u16).to_be_bytes());
+    let slots = field[12..].as_chunks_mut::<2>().0;
+    for (slot, group) in slots.iter_mut().zip(groups[trailing..count].iter().rev()) {
+        *slot = group.to_be_bytes();
+    }
+    put_wide(out, &field, 12 + 2 * kept);
 }
 
 /// The small case: most decimals fit 128 bits and need no allocation.
@@ -143,13 +203,10 @@ pub(crate) fn write_numeric(unscaled: &[u8], scale: i32, out: &mut Vec<u8>) -> R
     {
         return write_small(value, scale, out);
     }
-    if !(-WHOLE_DIGITS_MAX..=i64::from(SCALE_MAX)).contains(&i64::from(scale)) {
+    if !(-SCALE_MAX..=SCALE_MAX).contains(&scale) {
         return Err(Reason::NumberRange);
     }
     let Decimal { negative, groups, scale } = Decimal::read(unscaled, scale);
-    if groups.len() as i64 * 4 - i64::from(scale) > WHOLE_DIGITS_MAX {
-        return Err(Reason::NumberRange);
-    }
     write_groups(negative, &groups, scale, out);
     Ok(())
 }
@@ -198,7 +255,7 @@ fn write_groups(negative: bool, groups: &[u16], scale: i32, out: &mut Vec<u8>) {
 /// Writes the number in plain decimal notation with exactly `scale` digits after the point, as
 /// PostgreSQL prints a numeric. Never an exponent.
 pub(crate) fn write_text(unscaled: &[u8], scale: i32, out: &mut Vec<u8>) -> Result<(), Reason> {
-    if !(-WHOLE_DIGITS_MAX..=i64::from(SCALE_MAX)).contains(&i64::from(scale)) {
+    if !(-SCALE_MAX..=SCALE_MAX).contains(&scale) {
         return Err(Reason::NumberRange);
     }
     let (negative, digits) = match small(unscaled) {
@@ -279,6 +336,28 @@ mod tests {
             assert_eq!(text(unscaled, scale), expected);
             assert_eq!(numeric(unscaled, scale), expected);
         }
+    }
+
+    #[test]
+    fn tiny_numbers_are_as_others() {
+        for value in [0, 1, -1, 9999, 10_000, -123_456_789, 1 << 53, -(1 << 53), 100_000_000] {
+            for scale in 0..9 {
+                let bytes = i64::to_be_bytes(value);
+                let (mut ours, mut usual) = (Vec::new(), Vec::new());
+                write_tiny(tiny(&bytes).unwrap(), scale, &mut ours);
+                write_numeric(&bytes, scale as i32, &mut usual).unwrap();
+                assert_eq!(ours, usual, "{value} e-{scale}");
+                for len in 1..=8 {
+                    let mut wide = [0x77; WIDE];
+                    wide[..len].copy_from_slice(&bytes[8 - len..]);
+                    assert_eq!(tiny_short(&wide, len), tiny(&bytes[8 - len..]));
+                }
+            }
+        }
+        assert_eq!(tiny(&[0xff]), Some(-1));
+        assert_eq!(tiny(&[0x80, 0]), Some(-32768));
+        assert_eq!(tiny(&[]), None);
+        assert_eq!(tiny(&i64::MIN.to_be_bytes()), None);
     }
 
     #[test]

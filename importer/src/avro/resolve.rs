@@ -1,8 +1,9 @@
 //! Schema resolution: reading a writer's values as a reader's schema has them, as the Avro 1.12
 //! specification says in its section of that name.
 //!
-//! Where it leaves room: of a reader's union the first branch that resolves is taken, but one of
-//! the very same full name goes before others; two timestamps (or times of day) of different
+//! Where it leaves room: of a reader's union the first branch that resolves is taken, but those of
+//! the very same type or full name go before others, as in Java, lest `[double, long]` read a
+//! `long` it wrote itself as a `double`; two timestamps (or times of day) of different
 //! units match, and keep the instant the writer meant rather than its number.
 
 use std::collections::BTreeMap;
@@ -87,8 +88,8 @@ impl Resolver<'_> {
 
     fn branch(&mut self, writer: TypeId, from: &Type, to: &[TypeId], at: &str) -> Resolved {
         let same = |id: &&TypeId| {
-            full_name(&from.shape)
-                .is_some_and(|name| full_name(&self.reader.get(**id).shape) == Some(name))
+            let shape = &self.reader.get(**id).shape;
+            describe(shape) == describe(&from.shape) && full_name(shape) == full_name(&from.shape)
         };
         let first: Vec<TypeId> = to.iter().filter(same).copied().collect();
         let mut last = None;

@@ -8,6 +8,9 @@ use super::schema::{Logical, Schema, Shape, TypeId};
 /// PostgreSQL cuts longer identifiers off silently (NAMEDATALEN - 1 bytes).
 pub const IDENTIFIER_BYTES_MAX: usize = 63;
 
+/// PostgreSQL's bound on a table's columns (MaxHeapAttributeNumber); SQLite's default is 2000.
+pub const COLUMNS_MAX: usize = 1600;
+
 /// The lineage column: the ledger id of the object a row came from.
 pub const OBJECT_COLUMN: &str = "_object";
 
@@ -99,7 +102,7 @@ impl SqlType {
             "double precision" => Self::Double,
             "numeric" => Self::Numeric(None),
             "bytea" => Self::Bytea,
-            "text" | "character varying" => Self::Text,
+            "text" | "character varying" | "citext" => Self::Text,
             "uuid" => Self::Uuid,
             "date" => Self::Date,
             "time without time zone" => Self::Time,
@@ -108,13 +111,16 @@ impl SqlType {
             "interval" => Self::Interval,
             "json" => Self::Json,
             "jsonb" => Self::Jsonb,
-            _ => match (argument("numeric").as_deref(), argument("character varying").as_deref()) {
-                (Some([precision, scale]), _) if *precision <= 1000 && *scale <= *precision => {
-                    Self::Numeric(Some((*precision as u16, *scale as u16)))
+            _ => {
+                let chars = argument("character varying").or_else(|| argument("character"));
+                match (argument("numeric").as_deref(), chars.as_deref()) {
+                    (Some([precision, scale]), _) if *precision <= 1000 && *scale <= *precision => {
+                        Self::Numeric(Some((*precision as u16, *scale as u16)))
+                    }
+                    (_, Some([chars])) => Self::Varchar(*chars),
+                    _ => Self::Other(text.to_owned()),
                 }
-                (_, Some([chars])) => Self::Varchar(*chars),
-                _ => Self::Other(text.to_owned()),
-            },
+            }
         }
     }
 
@@ -248,6 +254,8 @@ pub enum TableError {
     UnknownMask(String),
     #[error("the schema and the feed give no column at all")]
     NoColumns,
+    #[error("{0} columns are more than a table may have ({COLUMNS_MAX})")]
+    TooManyColumns(usize),
 }
 
 impl TableDef {
@@ -346,6 +354,9 @@ fn check_names(columns: &[Column]) -> Result<(), TableError> {
     if columns.is_empty() {
         return Err(TableError::NoColumns);
     }
+    if columns.len() > COLUMNS_MAX {
+        return Err(TableError::TooManyColumns(columns.len()));
+    }
     // SQLite folds case in every identifier, and people in unquoted ones.
     let mut seen = BTreeMap::new();
     for Column { name, .. } in columns {
@@ -416,6 +427,7 @@ mod tests {
             assert_eq!(SqlType::from_postgres(&sql_type.to_string()), sql_type);
         }
         assert_eq!(SqlType::from_postgres("character varying(20)"), SqlType::Varchar(20));
+        assert_eq!(SqlType::from_postgres("character(2)"), SqlType::Varchar(2));
         assert_eq!(SqlType::from_postgres("point"), SqlType::Other("point".to_owned()));
     }
 }

@@ -1,4 +1,5 @@
 use super::fault::Reason;
+use super::wire::WIDE;
 
 const ONES: u64 = 0x0101_0101_0101_0101;
 const HIGHS: u64 = 0x8080_8080_8080_8080;
@@ -25,6 +26,39 @@ pub(crate) fn check(bytes: &[u8]) -> Result<(), Reason> {
         plain &= byte.wrapping_sub(1) < 0x7f;
     }
     if plain { Ok(()) } else { check_slowly(bytes) }
+}
+
+/// Windows into this keep the first bytes of a wide load and drop the others.
+const KEEP: [u8; 2 * WIDE] = {
+    let mut keep = [0; 2 * WIDE];
+    let mut index = 0;
+    while index < WIDE {
+        keep[index] = 0xff;
+        index += 1;
+    }
+    keep
+};
+
+/// The words of a short span, with 0x61 (a plain character in every sense) behind its end.
+#[inline(always)]
+pub(crate) fn padded(wide: &[u8; WIDE], len: usize) -> [u64; WIDE / 8] {
+    let keep = KEEP.get(WIDE - len..).and_then(|keep| keep.first_chunk::<WIDE>()).unwrap_or(wide);
+    let mut words = [0; WIDE / 8];
+    for ((word, bytes), keep) in
+        words.iter_mut().zip(wide.as_chunks::<8>().0).zip(keep.as_chunks::<8>().0)
+    {
+        let keep = u64::from_le_bytes(*keep);
+        *word = u64::from_le_bytes(*bytes) & keep | (ONES * 0x61) & !keep;
+    }
+    words
+}
+
+/// [`check`] for a short span.
+#[inline(always)]
+pub(crate) fn check_short(wide: &[u8; WIDE], len: usize) -> Result<(), Reason> {
+    let words = padded(wide, len);
+    let bad = words.iter().fold(0, |bad, word| bad | word | word.wrapping_sub(ONES));
+    if bad & HIGHS == 0 { Ok(()) } else { check_slowly(&wide[..len.min(WIDE)]) }
 }
 
 #[cold]
@@ -80,7 +114,7 @@ mod tests {
 
     #[test]
     fn every_byte_at_every_place() {
-        for len in 0..20 {
+        for len in 0..=WIDE {
             for place in 0..len {
                 for byte in 0..=255u8 {
                     let mut bytes = vec![b'a'; len];
@@ -91,6 +125,10 @@ mod tests {
                         _ => Ok(()),
                     };
                     assert_eq!(check(&bytes), expected, "{byte:#x} at {place} of {len}");
+                    // What lies behind the end does not matter.
+                    let mut wide = [byte; WIDE];
+                    wide[..len].copy_from_slice(&bytes);
+                    assert_eq!(check_short(&wide, len), expected);
                 }
             }
         }

@@ -95,8 +95,28 @@ impl<'b> Cursor<'b> {
         }
     }
 
-    #[inline]
+    /// Three bytes and more: timestamps and random ids have seven or eight, which are put
+    /// together side by side instead of one after the other.
+    #[inline(always)]
     fn long_varint(&mut self) -> Result<u64, Flaw> {
+        if let Some(bytes) = self.rest.first_chunk::<8>() {
+            let word = u64::from_le_bytes(*bytes);
+            let stops = !word & 0x8080_8080_8080_8080;
+            if stops != 0 {
+                self.rest = &self.rest[stops.trailing_zeros() as usize / 8 + 1..];
+                // Everything up to the first stop bit, then groups of 7 to 14 to 28 to 56 bits.
+                let word = word & (stops ^ (stops - 1));
+                let word = (word & 0x7f00_7f00_7f00_7f00) >> 1 | (word & 0x007f_007f_007f_007f);
+                let word = (word & 0x3fff_0000_3fff_0000) >> 2 | (word & 0x0000_3fff_0000_3fff);
+                return Ok((word & 0x0fff_ffff_0000_0000) >> 4 | (word & 0x0fff_ffff));
+            }
+        }
+        self.longest_varint()
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn longest_varint(&mut self) -> Result<u64, Flaw> {
         let mut value = 0u64;
         for (index, byte) in self.rest.iter().take(10).enumerate() {
             // The tenth byte has room for one bit of a 64-bit number.
@@ -134,9 +154,39 @@ impl<'b> Cursor<'b> {
     /// The content of a `bytes` or `string`.
     #[inline(always)]
     pub(crate) fn bytes(&mut self) -> Result<&'b [u8], Flaw> {
-        let len = self.long()?;
-        let len = usize::try_from(len).map_err(|_| Flaw::Length)?;
+        let len = self.length()?;
         self.take(len)
+    }
+
+    #[inline(always)]
+    fn length(&mut self) -> Result<usize, Flaw> {
+        usize::try_from(self.long()?).map_err(|_| Flaw::Length)
+    }
+
+    /// The content of a `bytes` or `string`; a short one comes with what lies behind it, so that
+    /// it can be handled at a fixed width.
+    #[inline(always)]
+    pub(crate) fn span(&mut self) -> Result<Span<'b>, Flaw> {
+        let len = self.length()?;
+        match self.rest.first_chunk::<WIDE>() {
+            Some(wide) if len <= WIDE => {
+                self.rest = &self.rest[len..];
+                Ok(Span::Short(wide, len))
+            }
+            _ => self.take(len).map(Span::Long),
+        }
+    }
+
+    /// Whether the next byte is this one, which is then consumed.
+    #[inline(always)]
+    pub(crate) fn next_is(&mut self, byte: u8) -> bool {
+        match self.rest {
+            [next, rest @ ..] if *next == byte => {
+                self.rest = rest;
+                true
+            }
+            _ => false,
+        }
     }
 
     /// The index of a union branch or an enum symbol.
@@ -161,6 +211,55 @@ impl<'b> Cursor<'b> {
     }
 }
 
+/// Copying this many bytes, needed or not, takes a few instructions; a copy of a length known only
+/// at run time is a call.
+pub(crate) const WIDE: usize = 32;
+
+pub(crate) enum Span<'b> {
+    /// As many bytes as the number says.
+    Short(&'b [u8; WIDE], usize),
+    Long(&'b [u8]),
+}
+
+/// A short constant, padded so that it can be copied at a fixed width.
+#[derive(Clone, Debug)]
+pub(crate) struct Snippet {
+    wide: [u8; WIDE],
+    len: usize,
+    /// The constant itself, if it is longer than that.
+    long: Box<[u8]>,
+}
+
+impl Snippet {
+    pub(crate) fn new(bytes: &[u8]) -> Self {
+        let mut wide = [0; WIDE];
+        let (len, long) = match wide.get_mut(..bytes.len()) {
+            Some(start) => {
+                start.copy_from_slice(bytes);
+                (bytes.len(), [].into())
+            }
+            None => (0, bytes.into()),
+        };
+        Self { wide, len, long }
+    }
+
+    #[inline(always)]
+    pub(crate) fn put(&self, out: &mut Vec<u8>) {
+        put_wide(out, &self.wide, self.len);
+        if !self.long.is_empty() {
+            out.extend_from_slice(&self.long);
+        }
+    }
+}
+
+/// Appends the first `len` bytes of `wide`.
+#[inline(always)]
+pub(crate) fn put_wide(out: &mut Vec<u8>, wide: &[u8; WIDE], len: usize) {
+    let end = out.len() + len;
+    out.extend_from_slice(wide);
+    out.truncate(end);
+}
+
 pub(crate) struct Run {
     pub(crate) count: u64,
     pub(crate) bytes: Option<usize>,
@@ -176,6 +275,23 @@ mod tests {
         assert_eq!(check(&[0]), Ok(0));
         assert_eq!(check(&[1]), Ok(-1));
         assert_eq!(check(&[0x80, 1]), Ok(64));
+        // Every length, at the end of the data and with more behind it.
+        for bits in 0..64 {
+            for value in [1u64 << bits, (1u64 << bits) - 1, u64::MAX >> bits] {
+                let (mut bytes, mut rest) = (Vec::new(), value);
+                while rest >= 0x80 {
+                    bytes.push(rest as u8 | 0x80);
+                    rest >>= 7;
+                }
+                bytes.push(rest as u8);
+                let expected = (value >> 1) as i64 ^ -((value & 1) as i64);
+                assert_eq!(check(&bytes), Ok(expected));
+                let len = bytes.len();
+                bytes.extend([0xff; 9]);
+                let mut cursor = Cursor::new(&bytes);
+                assert_eq!((cursor.long(), cursor.offset()), (Ok(expected), len));
+            }
+        }
         assert_eq!(check(&[0xff; 9].iter().copied().chain([1]).collect::<Vec<_>>()), Ok(i64::MIN));
         assert_eq!(
             check(&[0xfe].into_iter().chain([0xff; 8]).chain([1]).collect::<Vec<_>>()),

@@ -16,7 +16,7 @@ use super::{
     Outcome, SELECT_LEDGER, Written, bad_key, bind_ledger, ledger_row, refused, target_of,
 };
 use crate::avro::fault::Fault;
-use crate::avro::plan::Stopped;
+use crate::avro::rows::Stopped;
 use crate::avro::table::{Column, Dialect, Source, SqlType, quote};
 use crate::failure::Failure;
 use crate::rows::{Chunks, Format, Opened, bad_row, rejected};

@@ -10,7 +10,7 @@ use libsqlite3_sys as ffi;
 use sqlx::sqlite::LockedSqliteHandle;
 
 use crate::avro::cells::CellSink;
-use crate::avro::plan::Stopped;
+use crate::avro::rows::Stopped;
 
 /// An INSERT into which rows of blocks that live for `'b` are bound.
 pub(super) struct Statement<'h, 'b> {
