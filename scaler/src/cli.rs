@@ -4,7 +4,7 @@
 
 use std::ffi::OsString;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -21,7 +21,9 @@ use crate::group::AutoScalingGroup;
 use crate::history::History;
 use crate::policy::{Objective, Step};
 use crate::service::{Keeper, Readiness, objective, open_ledger, stop_signal};
-use crate::simulate::{Baseline, Kind, Policy, Suite, Trace, Trial, render};
+use crate::simulate::{
+    Baseline, Drawn, Kind, Policy, Row, Suite, Trace, Trial, pareto, render, timeline,
+};
 
 const USAGE: u8 = 2;
 
@@ -117,9 +119,15 @@ struct SimulateArgs {
     /// Paired repetitions: seeds 0 to this, exclusive.
     #[arg(long, default_value = "5")]
     seeds: u64,
+    /// Run the other policies over the range of their main knobs, too.
+    #[arg(long)]
+    tuned: bool,
     /// One JSON array instead of tables.
     #[arg(long)]
     json: bool,
+    /// Write pictures here: per workload, seed 0 over time, and cost against late messages.
+    #[arg(long, value_name = "FOLDER")]
+    svg: Option<PathBuf>,
 }
 
 /// Runs the program. `args` includes the program's own name.
@@ -235,6 +243,11 @@ fn simulate(args: &SimulateArgs) -> ExitCode {
         Err(message) => return fail(USAGE, &message),
     };
     let rows = suite.run();
+    if let Some(folder) = &args.svg
+        && let Err(error) = draw(folder, &suite, &rows)
+    {
+        return fail(1, &format!("cannot write to {}: {error}", folder.display()));
+    }
     if args.json {
         match serde_json::to_string_pretty(&rows) {
             Ok(rows) => println!("{rows}"),
@@ -275,6 +288,11 @@ fn suite(args: &SimulateArgs) -> Result<Suite, String> {
     });
     let policies = std::iter::once(ours)
         .chain(Baseline::all(boot_ms).into_iter().map(Policy::Baseline))
+        .chain(
+            if args.tuned { Baseline::tuned(boot_ms) } else { Vec::new() }
+                .into_iter()
+                .map(Policy::Baseline),
+        )
         .collect();
     let trial = |kind| Trial {
         kind,
@@ -288,6 +306,33 @@ fn suite(args: &SimulateArgs) -> Result<Suite, String> {
         seeds: args.seeds,
         threads: std::thread::available_parallelism().map_or(1, usize::from),
     })
+}
+
+fn draw(folder: &Path, suite: &Suite, rows: &[Row]) -> std::io::Result<()> {
+    /// More lines than this hide one another.
+    const LINES_MAX: usize = 5;
+    std::fs::create_dir_all(folder)?;
+    for trial in &suite.trials {
+        let name = trial.kind.name();
+        let drawn = Drawn::new(trial, 0);
+        let runs: Vec<_> = suite
+            .policies
+            .iter()
+            .take(LINES_MAX)
+            .map(|policy| {
+                let mut moments = Vec::new();
+                drawn.judge(policy, |moment| moments.push(moment));
+                (policy.name(), moments)
+            })
+            .collect();
+        let title = format!("{name} at a load of {} instances", trial.load);
+        let over_time = timeline(&title, trial.freshness_ms as f64 / 1000.0, &runs);
+        std::fs::write(folder.join(format!("{name}.svg")), over_time)?;
+        let of_trial: Vec<&Row> = rows.iter().filter(|row| row.workload == name).collect();
+        let costs = pareto(&format!("{title}: cost against late messages"), &of_trial);
+        std::fs::write(folder.join(format!("{name}-pareto.svg")), costs)?;
+    }
+    Ok(())
 }
 
 /// Those of `all` that are named; all when none is.

@@ -31,7 +31,7 @@ pub enum Baseline {
     /// Knative's pod autoscaler on concurrency.
     Knative { target: f64 },
     /// laravel-queue-autoscale.
-    Laravel,
+    Laravel { promise: f64 },
     /// Queueing theory's DelayedOff: an instance leaves after idling as long as a boot takes.
     DelayedOff { wait_ms: u64 },
 }
@@ -52,24 +52,52 @@ impl Baseline {
             Baseline::Buildkite,
             Baseline::Watchbot,
             Baseline::Knative { target: SLOTS as f64 },
-            Baseline::Laravel,
+            Baseline::Laravel { promise: 1.0 },
             Baseline::DelayedOff { wait_ms: boot_ms as u64 },
         ]);
         all
     }
 
+    /// Each over the range of its main knob, for a search.
+    pub fn tuned(boot_ms: f64) -> Vec<Baseline> {
+        let per_instance = 300_000.0 / SERVICE_MEAN_MS * SLOTS as f64;
+        let mut all = Vec::new();
+        all.extend([0.2, 0.3, 0.4, 0.6].map(|target| Baseline::Cpu { target }));
+        all.extend(
+            [0.05, 0.1, 0.2, 0.4, 0.7]
+                .map(|part| Baseline::BacklogPerInstance { target: per_instance * part }),
+        );
+        all.extend(
+            [2.0, 3.0, 6.0, 8.0, 16.0, 40.0]
+                .map(|target| Baseline::Keda { target, in_flight: true }),
+        );
+        all.extend([10.0, 40.0, 100.0].map(|target| Baseline::Keda { target, in_flight: false }));
+        all.extend([2.0, 3.0, 6.0, 12.0].map(|target| Baseline::Knative { target }));
+        all.extend([0.5, 0.7, 0.85, 1.2].map(|promise| Baseline::Laravel { promise }));
+        all.extend(
+            [0.25, 0.5, 2.0, 4.0]
+                .map(|boots| Baseline::DelayedOff { wait_ms: (boot_ms * boots) as u64 }),
+        );
+        all
+    }
+
+    /// The rule, and its knob where that is not at the default.
     pub fn name(&self) -> String {
         match self {
             Baseline::StaticPeak { .. } => "static-peak".to_owned(),
-            Baseline::Cpu { .. } => "cpu".to_owned(),
-            Baseline::BacklogPerInstance { .. } => "backlog-per-instance".to_owned(),
+            Baseline::Cpu { target: 0.5 } => "cpu".to_owned(),
+            Baseline::Cpu { target } => format!("cpu@{target}"),
+            Baseline::BacklogPerInstance { target: 300.0 } => "backlog-per-instance".to_owned(),
+            Baseline::BacklogPerInstance { target } => format!("backlog-per-instance@{target}"),
             Baseline::Keda { target, in_flight: true } => format!("keda-{target}"),
             Baseline::Keda { target, in_flight: false } => format!("keda-{target}-visible"),
             Baseline::Buildkite => "buildkite".to_owned(),
             Baseline::Watchbot => "watchbot".to_owned(),
-            Baseline::Knative { .. } => "knative".to_owned(),
-            Baseline::Laravel => "laravel".to_owned(),
-            Baseline::DelayedOff { .. } => "delayed-off".to_owned(),
+            Baseline::Knative { target } if *target == SLOTS as f64 => "knative".to_owned(),
+            Baseline::Knative { target } => format!("knative@{target}"),
+            Baseline::Laravel { promise: 1.0 } => "laravel".to_owned(),
+            Baseline::Laravel { promise } => format!("laravel@{promise}"),
+            Baseline::DelayedOff { wait_ms } => format!("delayed-off@{}s", wait_ms / 1000),
         }
     }
 
@@ -78,7 +106,7 @@ impl Baseline {
             Baseline::StaticPeak { .. } | Baseline::Cpu { .. } => MINUTE_MS,
             Baseline::BacklogPerInstance { .. } => MINUTE_MS,
             Baseline::Keda { .. } => 15_000,
-            Baseline::Buildkite | Baseline::Laravel | Baseline::DelayedOff { .. } => 10_000,
+            Baseline::Buildkite | Baseline::Laravel { .. } | Baseline::DelayedOff { .. } => 10_000,
             Baseline::Watchbot => 300_000,
             Baseline::Knative { .. } => 2_000,
         }
@@ -126,7 +154,7 @@ impl Running {
             Baseline::Buildkite => self.buildkite(plant),
             Baseline::Watchbot => self.watchbot(plant),
             Baseline::Knative { target } => self.knative(plant, target),
-            Baseline::Laravel => self.laravel(plant),
+            Baseline::Laravel { promise } => self.laravel(plant, promise),
             Baseline::DelayedOff { wait_ms } => self.delayed_off(plant, wait_ms),
         }
     }
@@ -250,10 +278,10 @@ impl Running {
         self.resize(plant, wanted as u32, POD_GRACE_MS);
     }
 
-    fn laravel(&mut self, plant: &mut Plant<'_>) {
+    fn laravel(&mut self, plant: &mut Plant<'_>, promise: f64) {
         let (visible, held) = self.poll(plant, 0);
         let service_s = SERVICE_MEAN_MS / 1000.0;
-        let promise_s = (300_000.0 - self.boot_ms).max(10_000.0) / 1000.0;
+        let promise_s = (300_000.0 * promise - self.boot_ms).max(10_000.0) / 1000.0;
         let age_s = plant.oldest_ms() as f64 / 1000.0;
         // Little's law in reverse: what is held now, per service time.
         let flow = held as f64;

@@ -8,6 +8,7 @@
 //!               └─▶ ours, baselines   who decides
 //!                     └─▶ judge       one run and its score
 //!                           └─▶ suite       many runs, medians, tables
+//!                                 └─▶ plot        pictures
 //! ```
 
 mod baselines;
@@ -16,10 +17,12 @@ mod chance;
 mod judge;
 mod ours;
 mod plant;
+mod plot;
 mod suite;
 mod workload;
 
 pub use baselines::Baseline;
 pub use judge::{Drawn, Moment, Policy, Score, Trial};
+pub use plot::{pareto, timeline};
 pub use suite::{Row, Suite, render};
 pub use workload::{Kind, SERVICE_MEAN_MS, SLOTS, Trace, TraceError};

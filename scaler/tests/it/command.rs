@@ -77,6 +77,14 @@ fn a_simulation_prints_the_same_table_twice_and_names_what_it_knows() {
     assert_eq!(once.stdout, again.stdout);
     assert!(text(&once.stdout).contains("\nkeda-4 "), "{}", text(&once.stdout));
 
+    let drawn = [&asked[..], &["--svg", "plots"]].concat();
+    assert_eq!(scaler(&drawn, folder.path()).status.code(), Some(0));
+    for file in ["steady.svg", "steady-pareto.svg"] {
+        let svg = std::fs::read_to_string(folder.path().join("plots").join(file)).unwrap();
+        assert!(svg.starts_with("<svg ") && svg.ends_with("</svg>\n") && !svg.contains("NaN"));
+        assert!(svg.contains("keda-4"), "{file}");
+    }
+
     let output = scaler(&["simulate", "--policy", "kedda"], folder.path());
     assert_eq!(output.status.code(), Some(2));
     assert!(text(&output.stderr).contains("no policy `kedda`; there are: weirgate, static-peak"));
