@@ -89,7 +89,7 @@ pub fn plan(
     }
     let target = clamp(objective, group, wanted, &mut report.clamps);
     let step = match target.cmp(&group.desired) {
-        Ordering::Greater => step_out(group, target),
+        Ordering::Greater => step_out(observation, group, target, now),
         Ordering::Equal if target < wanted => Step::Hold(HoldReason::AtMax),
         Ordering::Equal => Step::Hold(HoldReason::Enough),
         Ordering::Less => match may_shrink(objective, history, observation, group, now) {
@@ -299,9 +299,14 @@ fn clamp(objective: &Objective, group: &GroupState, wanted: u32, clamps: &mut Ve
     size
 }
 
-fn step_out(group: &GroupState, to: u32) -> Step {
+fn step_out(observation: &Observation, group: &GroupState, to: u32, now: Timestamp) -> Step {
     if group.is_suspended("Launch") {
         return Step::Hold(HoldReason::LaunchSuspended);
+    }
+    let fresh = observation.fresh_workers(now);
+    let mut states = fresh.values().map(|report| report.state).peekable();
+    if states.peek().is_some() && states.all(|state| state == WorkerState::Waiting) {
+        return Step::Hold(HoldReason::WorkersWaiting);
     }
     Step::Out { from: group.desired, to }
 }

@@ -47,6 +47,8 @@ pub enum HoldReason {
     Settling,
     /// Instances are on their way: the size is not settled.
     InstancePending,
+    /// Every importer waits for a dependency to come back: more of them would wait with them.
+    WorkersWaiting,
     /// Somebody suspended the process of the group that the step needs.
     LaunchSuspended,
     TerminateSuspended,
@@ -153,6 +155,9 @@ impl fmt::Display for HoldReason {
             HoldReason::WorkersUnknown => "what the workers do is unknown",
             HoldReason::Settling => "some to spare, but not for long enough",
             HoldReason::InstancePending => "instances are still arriving",
+            HoldReason::WorkersWaiting => {
+                "the importers wait for a dependency; more would not help"
+            }
             HoldReason::LaunchSuspended => "the group's Launch process is suspended",
             HoldReason::TerminateSuspended => "the group's Terminate process is suspended",
             HoldReason::NoIdleVictim => "no instance is idle and unprotected",

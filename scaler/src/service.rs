@@ -357,6 +357,7 @@ fn tell(plan: &Plan, outcome: &Outcome) {
                 | HoldReason::DepthUnknown
                 | HoldReason::WorkersUnknown
                 | HoldReason::Stale
+                | HoldReason::WorkersWaiting
                 | HoldReason::LaunchSuspended
                 | HoldReason::TerminateSuspended,
             ),

@@ -6,7 +6,7 @@
 //! queue VISIBLE/IN_FLIGHT/DELAYED | queue unknown
 //! group desired=N min=N max=N suspended=PROCESS | group unknown     (what is not named stays)
 //! instance ID in_service | pending | leaving | protected | gone
-//! worker ID busy=N rate=PER_MINUTE oldest=SECONDS | worker ID silent | workers unknown | workers known
+//! worker ID busy=N rate=PER_MINUTE oldest=SECONDS waiting=1 | worker ID silent | workers unknown | workers known
 //! for SECONDS        observe and plan every period; print the first plan and each that differs
 //! plan               print the whole report of a plan made now
 //! ```
@@ -42,6 +42,7 @@ struct Worker {
     /// Sixtieths of a message.
     settled: u64,
     oldest_s: u64,
+    waiting: bool,
     started_at: Timestamp,
 }
 
@@ -83,7 +84,7 @@ impl Scene {
         let reports = self.workers.iter().map(|(id, worker)| WorkerReport {
             worker: id.clone(),
             fleet: "ads".into(),
-            state: WorkerState::Running,
+            state: if worker.waiting { WorkerState::Waiting } else { WorkerState::Running },
             slots: self.objective.slots,
             busy: worker.busy,
             done: worker.settled / 60,
@@ -158,6 +159,7 @@ impl Scene {
                     rate: 0,
                     settled: 0,
                     oldest_s: 0,
+                    waiting: false,
                     started_at,
                 });
                 for setting in settings {
@@ -167,6 +169,7 @@ impl Scene {
                         "busy" => worker.busy = n,
                         "rate" => worker.rate = n,
                         "oldest" => worker.oldest_s = n,
+                        "waiting" => worker.waiting = n > 0,
                         _ => panic!("{line}"),
                     }
                 }
