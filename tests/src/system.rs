@@ -28,8 +28,8 @@ static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| Runtime::new().expect("a ru
 
 static WORLD: OnceCell<Mutex<World>> = OnceCell::const_new();
 
-/// Runs a test on the shared runtime.
-pub fn run(test: impl Future<Output = Result<()>>) -> Result<()> {
+/// Runs a test, or a part of one, on the shared runtime.
+pub fn run<T>(test: impl Future<Output = Result<T>>) -> Result<T> {
     RUNTIME.block_on(test)
 }
 
