@@ -13,9 +13,9 @@
 //!                     └─▶ simulate    the same plan, and others' rules, in a simulated world
 //! ```
 //!
-//! A file uses only files above it. Nothing up to `policy` knows the time or asks the network;
-//! the same `plan` decides in the service, the simulator
-//! and the tests.
+//! A file uses only files above it. `history`, `report` and `policy` neither know the time nor ask
+//! the network; the same `plan` decides in the service, the simulator and the tests. The law and
+//! its figures: `docs/scaling.md`.
 
 pub mod group;
 

@@ -43,8 +43,8 @@ pub fn timeline(title: &str, freshness_s: f64, runs: &[(String, Vec<Moment>)]) -
             );
         }
         for (index, (_, run)) in runs.iter().enumerate() {
-            // Two points per pixel are all a picture can show.
-            let every = (run.len() / 1_300).max(1);
+            // A point per pixel is all a picture can show.
+            let every = (run.len() / 700).max(1);
             let mut path = String::new();
             for moment in run.iter().step_by(every) {
                 let (x, y) = place(moment.at_s, figure(moment));
