@@ -22,7 +22,7 @@ use sqlx::sqlite::{
     SqliteArgumentValue, SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions,
     SqliteSynchronous, SqliteTypeInfo, SqliteValueRef,
 };
-use sqlx::{ConnectOptions, Postgres, Sqlite};
+use sqlx::{ConnectOptions, Connection, PgConnection, Postgres, Sqlite};
 use time::OffsetDateTime;
 
 use crate::clock::Timestamp;
@@ -76,12 +76,15 @@ impl Ledger {
                     .map_err(unreachable)?
                     .application_name("weirgate")
                     .disable_statement_logging();
+                // The pool goes on trying and then only says that time ran out; a connection of its
+                // own says what is wrong.
+                let first = PgConnection::connect_with(&options);
+                let first = tokio::time::timeout(CONNECT_MAX, first).await;
+                first.unwrap_or(Err(sqlx::Error::PoolTimedOut)).map_err(unreachable)?;
                 let pool = PgPoolOptions::new()
                     .max_connections(connections_max)
                     .acquire_timeout(CONNECT_MAX)
-                    .connect_with(options)
-                    .await
-                    .map_err(unreachable)?;
+                    .connect_lazy_with(options);
                 Ok(Ledger::Postgres(pool))
             }
             Database::Sqlite { path } => {
