@@ -1,6 +1,7 @@
 //! The whole system on one machine: emulators, stacks, database, configuration.
 
 use std::collections::BTreeMap;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
@@ -90,6 +91,8 @@ impl World {
             remove_folder(&folder)?;
         }
         create_folder(&folder)?;
+        // State and configuration hold the database's password.
+        std::fs::set_permissions(&folder, std::fs::Permissions::from_mode(0o700))?;
         drop(std::fs::remove_file(folder.join(State::FILE)));
 
         let progress = options.progress.clone();
@@ -260,7 +263,7 @@ pub fn hold(layout: &Layout, world: &str) -> Result<FileLock> {
     let lock = FileLock::try_take(&path)?.with_context(|| {
         format!(
             "the world {world:?} of this checkout is running; \
-             `weirgate-local down --world {world}` ends it"
+             `cargo local down --world {world}` ends it"
         )
     })?;
     let owner = Identity::of_self().context("read this process's own start time")?;

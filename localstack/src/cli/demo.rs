@@ -133,9 +133,9 @@ async fn show_supervised(layout: &Layout, args: &DemoArgs) -> Result<ExitCode> {
     if let Some(state) = State::read(&layout.world(&args.world)?) {
         print(&format!(
             "\n  The system keeps running, owned by process {}:\n\n    \
-             eval \"$(weirgate-local env --world {world})\"\n    \
-             weirgate-local run weirgate status\n    \
-             weirgate-local down --world {world}\n",
+             eval \"$(cargo local env --world {world})\"\n    \
+             cargo local run weirgate status\n    \
+             cargo local down --world {world}\n",
             state.owner.pid,
             world = args.world,
         ));

@@ -53,7 +53,7 @@ enum Command {
     Status(ReportArgs),
     /// End it and remove database, logs and configuration.
     Reset(WorldArgs),
-    /// Print the variables that let any program reach it: eval "$(weirgate-local env)".
+    /// Print the variables that let any program reach it: eval "$(cargo local env)".
     Env(ReportArgs),
     /// Show the whole line at work, and prove from outside that it worked.
     ///
@@ -219,7 +219,7 @@ async fn execute(command: Command) -> Result<ExitCode> {
                 Ok(ExitCode::SUCCESS)
             }
             None => {
-                eprintln!("nothing is running; `weirgate-local up` starts it");
+                eprintln!("nothing is running; `cargo local up` starts it");
                 Ok(ExitCode::from(NOT_RUNNING))
             }
         },

@@ -31,7 +31,7 @@ pub(super) async fn up(layout: &Layout, args: &UpArgs) -> Result<ExitCode> {
     if let Some(state) = running(layout, &args.world)? {
         if state.database != args.database() {
             bail!(
-                "{:?} is running with another database; end it first: weirgate-local down",
+                "{:?} is running with another database; end it first: cargo local down",
                 args.world.world
             );
         }

@@ -92,6 +92,7 @@ fn line(what: &str, value: &str) -> String {
 
 /// Where things are, for a person who has just started them.
 pub(super) fn summary(state: &State, folder: &Path) -> String {
+    let world = folder.file_name().unwrap_or_default().to_string_lossy();
     [
         line("bucket", &format!("s3://{}", state.data_plane.bucket)),
         line("LocalStack", &state.endpoints.localstack),
@@ -99,7 +100,7 @@ pub(super) fn summary(state: &State, folder: &Path) -> String {
         line("database", &without_password(&state.environment["WEIRGATE_DATABASE"])),
         line("configuration", &state.config.display().to_string()),
         line("logs", &folder.join("logs").display().to_string()),
-        line("variables", "eval \"$(weirgate-local env)\""),
+        line("variables", &format!("eval \"$(cargo local env --world {world})\"")),
     ]
     .concat()
 }

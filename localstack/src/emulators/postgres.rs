@@ -3,7 +3,8 @@
 //! PostgreSQL refuses to run as root, so a root owner steps it down to an unprivileged user.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
+use std::io::Write as _;
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
@@ -57,18 +58,23 @@ pub struct Postgres {
 impl Postgres {
     /// Starts on the world's data folder, made from a template when there is none.
     pub async fn start(python: &Python, cache: &Path, world: &Path) -> Result<Self> {
-        let template = Template::ready(python).await?;
         let data = world.join("postgres");
-        if !data.join("PG_VERSION").is_file() {
+        // Beside the data, since these outlive the template they were copied from. It comes last:
+        // what has no password was not copied to the end.
+        let secret = world.join("postgres.password");
+        if !secret.is_file() {
+            let template = Template::ready(python).await?;
             remove_folder(&data)?;
             copy_folder(&template.data, &data).context("copy the database template")?;
+            write_secret(&secret, &template.password)?;
         }
+        let password =
+            fs::read_to_string(&secret).with_context(|| format!("read {}", secret.display()))?;
         let log = world.join("logs/postgres.log");
         let pids = PidFiles::new(world);
         let port = Port::claim(cache)?;
         let bin = python.postgres_bin.clone();
         let child = spawn(&bin, &data, port.number, &log, &pids)?;
-        let password = template.password;
         let mut postgres = Self { bin, data, log, pids, port, password, child };
         postgres.ready().await?;
         postgres.create_database(USER).await?;
@@ -213,8 +219,7 @@ impl Template {
         let password: String =
             random_bytes::<16>()?.iter().map(|byte| format!("{byte:02x}")).collect();
         let draft = folder.join("password.draft");
-        fs::write(&draft, &password)?;
-        fs::set_permissions(&draft, fs::Permissions::from_mode(0o600))?;
+        write_secret(&draft, &password)?;
         give_away(&draft)?;
 
         let mut initdb = Command::new(python.postgres_bin.join("initdb"));
@@ -237,6 +242,19 @@ impl Template {
         fs::rename(&draft, &secret)?;
         Ok(Self { data, password })
     }
+}
+
+/// Readable by nobody else from the moment it exists.
+fn write_secret(path: &Path, secret: &str) -> Result<()> {
+    let mut file = fs::OpenOptions::new()
+        .create(true)
+        .write(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path)
+        .with_context(|| format!("write {}", path.display()))?;
+    file.write_all(secret.as_bytes())?;
+    Ok(())
 }
 
 /// The caller's `PGDATA`, `PGPORT` and the like are about other servers.
