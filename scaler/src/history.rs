@@ -45,6 +45,10 @@ pub struct History {
     occupied: Option<Streak>,
     /// The last size the group was seen asking for.
     desired: Option<u32>,
+    /// The size it was left at by us, until it is seen to differ.
+    left_at: Option<u32>,
+    /// That size, when the latest observation differs from it.
+    changed_from: Option<u32>,
     /// Messages settled by each worker as of its latest report.
     done: BTreeMap<InstanceId, u64>,
     /// Messages settled by all workers since this history began.
@@ -106,6 +110,8 @@ impl History {
         self.learn_work(observation);
         if let Some(group) = observation.group.known() {
             self.desired = Some(group.desired);
+            self.changed_from = self.left_at.filter(|left_at| *left_at != group.desired);
+            self.left_at = self.left_at.map(|_| group.desired);
             self.learn_boots(group, observation);
         }
     }
@@ -123,6 +129,17 @@ impl History {
 
     pub fn desired(&self) -> Option<u32> {
         self.desired
+    }
+
+    /// Remembers the size that a step left the group at; `None` when the step may have been
+    /// carried out in part.
+    pub fn note_left_at(&mut self, desired: Option<u32>) {
+        self.left_at = desired;
+    }
+
+    /// The size we knew, when somebody else has changed it since the observation before.
+    pub fn changed_from(&self) -> Option<u32> {
+        self.changed_from
     }
 
     /// Slot-seconds per message, by Little's law on what the workers hold and settle: their own

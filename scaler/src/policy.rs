@@ -148,6 +148,7 @@ fn inputs(history: &History, observation: &Observation, now: Timestamp) -> Input
     Inputs {
         depth: observation.depth.known().copied(),
         desired: group.map(|group| group.desired),
+        changed_from: history.changed_from(),
         in_service: group.map(|group| group.count(Life::InService)),
         pending: group.map(|group| group.count(Life::Pending)),
         leaving: group.map(|group| group.count(Life::Leaving)),

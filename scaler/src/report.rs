@@ -78,6 +78,8 @@ pub struct Report {
 pub struct Inputs {
     pub depth: Option<Depth>,
     pub desired: Option<u32>,
+    /// The size we left the group at, when somebody else has just changed it.
+    pub changed_from: Option<u32>,
     pub in_service: Option<u32>,
     pub pending: Option<u32>,
     pub leaving: Option<u32>,
@@ -199,6 +201,9 @@ impl fmt::Display for Report {
                 "  group    desired {desired}: in service {in_service}, pending {pending}, leaving {leaving}"
             )?,
             _ => writeln!(f, "  group    unknown")?,
+        }
+        if let Some(from) = inputs.changed_from {
+            writeln!(f, "  foreign  somebody else changed the size we left at {from}")?;
         }
         match (inputs.workers, inputs.busy) {
             (Some(workers), Some(busy)) => {

@@ -210,10 +210,24 @@ impl<G: Group, Q: Gauge> Keeper<G, Q> {
             (Role::Acting, _) if self.dry_run => Outcome::DryRun,
             (Role::Acting, _) => self.act(&plan).await,
         };
+        match &outcome {
+            Outcome::Done | Outcome::AlreadyThere => {
+                memory.history.note_left_at(Some(plan.desired));
+            }
+            // Another scaler's steps are not foreign, and a step cut short may be half done.
+            Outcome::Later { .. } | Outcome::Refused { .. } | Outcome::StoodBy => {
+                memory.history.note_left_at(None);
+            }
+            Outcome::Held | Outcome::Overtaken { .. } | Outcome::DryRun => {}
+        }
+        let changed_from = plan.report.inputs.changed_from;
+        if let (Some(from), Some(to)) = (changed_from, plan.report.inputs.desired) {
+            warn!(from, to, "somebody else changed the group's size; planning from there");
+        }
         self.measure(&plan, role, &outcome);
         let now = clock::now();
         let decision = (plan.step, outcome);
-        let changed = memory.told.as_ref() != Some(&decision);
+        let changed = memory.told.as_ref() != Some(&decision) || changed_from.is_some();
         if changed {
             tell(&plan, &decision.1);
         }
@@ -336,6 +350,9 @@ impl<G: Group, Q: Gauge> Keeper<G, Q> {
         if !inputs.unknown.is_empty() {
             counter!("weirgate_unknown_readings_total", "fleet" => fleet())
                 .increment(inputs.unknown.len() as u64);
+        }
+        if inputs.changed_from.is_some() {
+            counter!("weirgate_foreign_changes_total", "fleet" => fleet()).increment(1);
         }
         if matches!(outcome, Outcome::Later { .. } | Outcome::Refused { .. }) {
             counter!("weirgate_failed_steps_total", "fleet" => fleet()).increment(1);

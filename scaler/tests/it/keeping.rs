@@ -7,6 +7,7 @@ use tokio::task::JoinHandle;
 use weirgate_common::config::Database;
 use weirgate_common::ledger::Ledger;
 use weirgate_common::telemetry::Health;
+use weirgate_scaler::group::Group;
 use weirgate_scaler::policy::Objective;
 use weirgate_scaler::service::{Keeper, Readiness};
 
@@ -85,6 +86,24 @@ async fn a_fleet_grows_with_its_queue_and_shrinks_to_zero_after_it() {
     scaler.stop.send_replace(true);
     scaler.running.await.unwrap();
     assert_eq!(world.lock().writes.len(), 4, "{:?}", world.lock().writes);
+}
+
+#[tokio::test]
+async fn a_size_changed_by_somebody_else_is_recorded_and_planned_from() {
+    let (_folder, ledger) = ledger().await;
+    let world = World::new(0, 0, 10);
+    world.lock().depth.visible = 500;
+    let _scaler = start(&world, &ledger, "one");
+    until("two instances", async || world.desired() == 2).await;
+    // Only the size we saw after our own step can be changed by others.
+    tokio::time::sleep(PERIOD * 4).await;
+    world.set_desired(1).await.unwrap();
+    let records = async |what: &str| {
+        let plan = ledger.latest_plan("ads").await.unwrap();
+        plan.is_some_and(|plan| plan.report.contains(what))
+    };
+    until("the change", async || records("\"changed_from\":2").await).await;
+    until("two instances again", async || world.desired() == 2).await;
 }
 
 #[tokio::test]
