@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use anyhow::Result;
 use rustix::process::Signal;
-use weirgate_common::aws::LONG_POLL_MAX;
 use weirgate_common::clock;
 
 use crate::launcher::{Instances, Launcher, Limits, is_instance};
@@ -22,8 +21,8 @@ const RESTART_DELAY: Duration = Duration::from_secs(1);
 const STOP_GRACE: Duration = Duration::from_secs(5);
 
 /// What the launcher grants above the importers' own drain grace, so that theirs ends first and is
-/// seen to work: a receive that is in flight is never given up, and takes up to a long poll.
-const GRACE_MARGIN: Duration = LONG_POLL_MAX.saturating_add(Duration::from_secs(2));
+/// seen to work: after it they take a few more seconds to tell SQS what they give back.
+const GRACE_MARGIN: Duration = Duration::from_secs(8);
 
 /// What works on the world's first fleet.
 #[derive(Debug)]
