@@ -8,7 +8,7 @@ use super::node::{Budget, Kind, Leaf, Node, NodeId, Nodes, Scalar, Wire};
 use super::numeric::TINY_SCALE;
 use super::schema::Unit;
 use super::table::{Mask, SqlType};
-use super::wire::{Cursor, Flaw, Snippet, Span, WIDE};
+use super::wire::{Cursor, Flaw, Snippet, Span, WIDE, put_wide};
 use super::{mask, numeric, text};
 
 /// What comes before the first tuple: signature, flags, no header extension.
@@ -202,12 +202,8 @@ impl Encoder<'_> {
             Op::Text => match cursor.span()? {
                 Span::Short(wide, len) => {
                     text::check_short(wide, len)?;
-                    let mut field = [0; 4 + WIDE];
-                    field[..4].copy_from_slice(&(len as u32).to_be_bytes());
-                    field[4..].copy_from_slice(wide);
-                    let end = out.len() + 4 + len;
-                    out.extend_from_slice(&field);
-                    out.truncate(end);
+                    out.extend_from_slice(&(len as u32).to_be_bytes());
+                    put_wide(out, wide, len);
                 }
                 Span::Long(bytes) => {
                     text::check(bytes)?;

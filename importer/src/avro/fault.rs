@@ -56,8 +56,6 @@ pub enum Reason {
     IntervalRange { months: u32, days: u32 },
     #[error("decimal has more than {precision} digits")]
     Precision { precision: u32 },
-    #[error("number has more digits after the point than the column's {scale}")]
-    Scale { scale: u16 },
     #[error("decimal of {bytes} bytes is larger than the limit of {limit}")]
     DecimalTooLong { bytes: usize, limit: usize },
     #[error("big-decimal is not an unscaled value and a scale")]

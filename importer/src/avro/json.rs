@@ -12,7 +12,7 @@ use base64::engine::general_purpose::STANDARD;
 
 use super::fault::{Halt, Reason};
 use super::node::{Budget, Kind, Leaf, Node, NodeId, Nodes, Scalar, Wire};
-use super::wire::{Cursor, Flaw, Span, WIDE};
+use super::wire::{Cursor, Flaw, Span, WIDE, put_wide};
 use super::{calendar, numeric, text};
 
 /// What to do with values no database holds.
@@ -122,12 +122,9 @@ impl Renderer<'_> {
         match (&leaf.kind, leaf.wire) {
             (Kind::Text, Wire::Bytes) => match cursor.span()? {
                 Span::Short(wide, len) if bare_short(wide, len) => {
-                    let mut quoted = [b'"'; 2 + WIDE];
-                    quoted[1..=WIDE].copy_from_slice(wide);
-                    quoted[1 + len] = b'"';
-                    let end = out.len() + 2 + len;
-                    out.extend_from_slice(&quoted);
-                    out.truncate(end);
+                    out.push(b'"');
+                    put_wide(out, wide, len);
+                    out.push(b'"');
                     Ok(())
                 }
                 Span::Short(wide, len) => {
@@ -354,27 +351,25 @@ fn lenient_bytes(bytes: &[u8], out: &mut Vec<u8>) {
     out.extend_from_slice(b"\"}");
 }
 
-/// Whether eight bytes can stand in a JSON string as they are: ASCII without control characters,
-/// quotes and backslashes.
+/// Has a high bit for each of eight bytes that cannot stand in a JSON string as it is: control
+/// characters, quotes, backslashes, all beyond ASCII. (And perhaps for bytes behind such a one.)
 #[inline(always)]
-fn bare_word(word: u64) -> bool {
+fn special(word: u64) -> u64 {
     const ONES: u64 = 0x0101_0101_0101_0101;
-    const HIGHS: u64 = 0x8080_8080_8080_8080;
     let quote = word ^ (ONES * b'"' as u64);
     let backslash = word ^ (ONES * b'\\' as u64);
     // Each subtraction borrows between bytes only after a byte that already fails its test.
-    (word
-        | word.wrapping_sub(ONES * 0x20)
+    word | word.wrapping_sub(ONES * 0x20)
         | (quote.wrapping_sub(ONES) & !quote)
-        | (backslash.wrapping_sub(ONES) & !backslash))
-        & HIGHS
-        == 0
+        | (backslash.wrapping_sub(ONES) & !backslash)
 }
+
+const HIGHS: u64 = 0x8080_8080_8080_8080;
 
 /// Whether a short span can stand in a JSON string as it is.
 #[inline(always)]
 fn bare_short(wide: &[u8; WIDE], len: usize) -> bool {
-    text::padded(wide, len).iter().fold(true, |bare, word| bare & bare_word(*word))
+    text::padded(wide, len).iter().fold(0, |found, word| found | special(*word)) & HIGHS == 0
 }
 
 /// Appends an integer. Those of up to eight digits are made all digits at once: halves, then
@@ -438,10 +433,8 @@ fn any_double(value: f64, out: &mut Vec<u8>) {
 #[inline]
 pub(crate) fn string(bytes: &[u8], out: &mut Vec<u8>) -> Result<(), Reason> {
     let (words, tail) = bytes.as_chunks::<8>();
-    let mut bare = true;
-    for word in words {
-        bare &= bare_word(u64::from_le_bytes(*word));
-    }
+    let found = words.iter().fold(0, |found, word| found | special(u64::from_le_bytes(*word)));
+    let mut bare = found & HIGHS == 0;
     for byte in tail {
         bare &= (0x20..0x80).contains(byte) & (*byte != b'"') & (*byte != b'\\');
     }
@@ -459,6 +452,17 @@ fn escaped(bytes: &[u8], out: &mut Vec<u8>) -> Result<(), Reason> {
     text::check(bytes)?;
     out.push(b'"');
     let mut rest = bytes;
+    // Most texts that come here are merely not ASCII. (A byte beyond it may make the one behind
+    // it look special; that costs time only.)
+    let (words, tail) = bytes.as_chunks::<8>();
+    let ascii = |found, word: u64| found | (special(word & !HIGHS) & !word);
+    let found = words.iter().map(|word| u64::from_le_bytes(*word)).fold(0, ascii);
+    let plain = |byte: &u8| *byte >= 0x20 && !matches!(byte, b'"' | b'\\');
+    if found & HIGHS == 0 && tail.iter().all(plain) {
+        out.extend_from_slice(bytes);
+        out.push(b'"');
+        return Ok(());
+    }
     while let Some(place) =
         rest.iter().position(|byte| *byte < 0x20 || matches!(byte, b'"' | b'\\'))
     {
@@ -552,7 +556,7 @@ mod tests {
                 let mut word = [b'a'; 8];
                 word[place] = byte;
                 let bare = (0x20..0x80).contains(&byte) && byte != b'"' && byte != b'\\';
-                assert_eq!(bare_word(u64::from_le_bytes(word)), bare, "{byte:#x} at {place}");
+                assert_eq!(special(u64::from_le_bytes(word)) & HIGHS == 0, bare, "{byte:#x}");
             }
         }
     }

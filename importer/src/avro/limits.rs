@@ -26,7 +26,7 @@ pub struct Limits {
     /// per byte of the block. Such values let a few bytes stand for 2^62 rows.
     pub empty_values: usize,
     /// Bytes of one decimal's unscaled value. Conversion to decimal digits takes quadratic time;
-    /// 4 KiB is nearly ten thousand digits, ten times what PostgreSQL lets a column declare.
+    /// 1 KiB is 2466 digits, of which PostgreSQL lets a column declare 1000.
     pub decimal_bytes: usize,
     /// Bytes of one field of a row. PostgreSQL takes less than 1 GiB per field and 256 MiB in
     /// one jsonb; JSON can be several times the size of the Avro it is made from.
@@ -45,7 +45,7 @@ impl Default for Limits {
             blocks: 1 << 32,
             value_depth: 256,
             empty_values: 1 << 20,
-            decimal_bytes: 4 << 10,
+            decimal_bytes: 1 << 10,
             field_bytes: 255 << 20,
         }
     }

@@ -122,23 +122,23 @@ pub(crate) fn check_precision(unscaled: &[u8], precision: u32) -> Result<(), Rea
 fn digits(unscaled: &[u8]) -> (bool, Vec<u8>) {
     let negative = unscaled.first().is_some_and(|byte| *byte >= 0x80);
     let mut limbs = magnitude(unscaled, negative);
-    // Nineteen digits at a time, the most a 64-bit limb holds.
-    const CHUNK: u64 = 10_000_000_000_000_000_000;
-    let mut out = Vec::with_capacity(limbs.len() * 20);
+    // Nine digits at a time, the most a 32-bit limb holds: 64-bit division by a constant is a
+    // multiplication, 128-bit division a call.
+    const CHUNK: u64 = 1_000_000_000;
+    let mut out = Vec::with_capacity(limbs.len() * 10);
     while !limbs.is_empty() {
-        let mut remainder = 0u128;
+        let mut remainder = 0;
         for limb in limbs.iter_mut().rev() {
-            let dividend = remainder << 64 | u128::from(*limb);
-            *limb = (dividend / u128::from(CHUNK)) as u64;
-            remainder = dividend % u128::from(CHUNK);
+            let dividend = remainder << 32 | u64::from(*limb);
+            *limb = (dividend / CHUNK) as u32;
+            remainder = dividend % CHUNK;
         }
         while limbs.last() == Some(&0) {
             limbs.pop();
         }
-        let mut chunk = remainder as u64;
-        for _ in 0..19 {
-            out.push((chunk % 10) as u8);
-            chunk /= 10;
+        for _ in 0..9 {
+            out.push((remainder % 10) as u8);
+            remainder /= 10;
         }
     }
     while out.last() == Some(&0) {
@@ -148,21 +148,21 @@ fn digits(unscaled: &[u8]) -> (bool, Vec<u8>) {
     (negative, out)
 }
 
-/// The absolute value in 64-bit limbs, least significant first, without leading zero limbs.
-fn magnitude(unscaled: &[u8], negative: bool) -> Vec<u64> {
+/// The absolute value in 32-bit limbs, least significant first, without leading zero limbs.
+fn magnitude(unscaled: &[u8], negative: bool) -> Vec<u32> {
     let fill = if negative { 0xff } else { 0 };
-    let mut limbs: Vec<u64> = unscaled
-        .rchunks(8)
+    let mut limbs: Vec<u32> = unscaled
+        .rchunks(4)
         .map(|chunk| {
-            let mut bytes = [fill; 8];
-            bytes[8 - chunk.len()..].copy_from_slice(chunk);
-            u64::from_be_bytes(bytes)
+            let mut bytes = [fill; 4];
+            bytes[4 - chunk.len()..].copy_from_slice(chunk);
+            u32::from_be_bytes(bytes)
         })
         .collect();
     if negative {
         let mut carry = true;
         for limb in &mut limbs {
-            (*limb, carry) = (!*limb).overflowing_add(u64::from(carry));
+            (*limb, carry) = (!*limb).overflowing_add(u32::from(carry));
         }
         // The magnitude of the lowest value of a whole number of limbs needs no further limb:
         // it is 2^(n-1) of n bits.

@@ -197,7 +197,7 @@ impl<'b> Cursor<'b> {
 
     /// The head of a run of array or map items: how many, and for runs that tell it, the bytes
     /// they take. A count of zero ends the array.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn run(&mut self) -> Result<Run, Flaw> {
         let count = self.long()?;
         if count >= 0 {

@@ -28,6 +28,8 @@ fn bytes(content: &[u8]) -> Vec<u8> {
 struct Case {
     plan: [Plan; 2],
     create: String,
+    /// The column is not the one the schema asks for.
+    foreign: bool,
 }
 
 impl Case {
@@ -37,6 +39,7 @@ impl Case {
             format!(r#"{{"type":"record","name":"R","fields":[{{"name":"x","type":{ty}}}]}}"#);
         let schema = Schema::parse(&json, &limits).unwrap();
         let masks: Masks = mask.into_iter().map(|mask| ("x".to_owned(), mask)).collect();
+        let foreign = column.is_some();
         let mut table = TableDef::new(&schema, &[], false, &masks).unwrap();
         if let Some(sql_type) = column {
             let (name, source) = ("x".to_owned(), Source::Field("x".to_owned()));
@@ -46,7 +49,7 @@ impl Case {
             let (columns, masks, limits) = (&table.columns, &masks, &limits);
             Plan::compile(&schema, None, &Target { dialect, columns, masks, limits }).unwrap()
         });
-        Self { plan, create: table.create_table_sql(Dialect::Postgres, "held") }
+        Self { plan, create: table.create_table_sql(Dialect::Postgres, "held"), foreign }
     }
 
     /// The COPY field of one value; checked against the server.
@@ -59,7 +62,9 @@ impl Case {
             Err(fault) => panic!("{fault}"),
         }
         let returned = server::round_trip(&self.create, plan.columns(), &out);
-        if !matches!(plan.columns()[0].sql_type, SqlType::Jsonb) {
+        // jsonb and foreign scales are the same values in other bytes.
+        let rewritten = self.foreign && matches!(plan.columns()[0].sql_type, SqlType::Numeric(_));
+        if !rewritten && plan.columns()[0].sql_type != SqlType::Jsonb {
             assert_eq!(returned, out);
         }
         Ok(out[2..].to_vec())
@@ -198,7 +203,7 @@ fn decimals() {
     assert!(decimal(1000, 1000).postgres(&bytes(&[0x7f; 416])).is_err());
     // No precision limits what the table cannot declare.
     assert!(decimal(2000, 10).postgres(&bytes(&[0x7f; 600])).is_ok());
-    let limit = Err(Reason::DecimalTooLong { bytes: 5000, limit: 4096 });
+    let limit = Err(Reason::DecimalTooLong { bytes: 5000, limit: 1024 });
     assert_eq!(decimal(20_000, 0).postgres(&bytes(&[1; 5000])), limit);
     assert_eq!(decimal(4, 2).sqlite(&bytes(&[0xff])), Ok(Cell::Text("-0.01".to_owned())));
 }
@@ -226,6 +231,46 @@ fn texts() {
     assert_eq!(json.postgres(&bytes(br#"{"a": "\u0000"}"#)), Err(Reason::Nul));
     assert_eq!(json.postgres(&bytes(b"{")), Err(Reason::NotJson));
     assert_eq!(json.postgres(&bytes(br#""\ud800""#)), Err(Reason::NotJson));
+}
+
+/// Columns of other types than we would make ourselves, as users' tables have them.
+#[test]
+fn columns_of_users() {
+    let uuid = "0123abcd-4567-89ab-cdef-0123456789ab";
+    let symbols = r#"{"type":"enum","name":"E","symbols":["aé"]}"#.to_owned();
+    let decimal = r#"{"type":"bytes","logicalType":"decimal","precision":6,"scale":2}"#.to_owned();
+    let list = r#"{"type":"array","items":"string"}"#.to_owned();
+    let strings = [long(1), bytes(b"x\"y"), long(0)].concat();
+    let cases = [
+        ("\"int\"".to_owned(), SqlType::Smallint, long(-7)),
+        ("\"int\"".to_owned(), SqlType::Numeric(Some((12, 2))), long(-70_000)),
+        ("\"int\"".to_owned(), SqlType::Double, long(i64::from(i32::MIN))),
+        ("\"long\"".to_owned(), SqlType::Numeric(Some((19, 0))), long(i64::MIN)),
+        ("\"float\"".to_owned(), SqlType::Double, 0.1f32.to_le_bytes().to_vec()),
+        ("\"string\"".to_owned(), SqlType::Uuid, bytes(uuid.as_bytes())),
+        (logical("string", "uuid"), SqlType::Text, bytes(uuid.as_bytes())),
+        (symbols.clone(), SqlType::Varchar(2), long(0)),
+        (symbols, SqlType::Json, long(0)),
+        (decimal.clone(), SqlType::Numeric(None), bytes(&[0x7f, 0xff])),
+        (decimal.clone(), SqlType::Numeric(Some((20, 10))), bytes(&[0x80, 0])),
+        (decimal, SqlType::Jsonb, bytes(&[0x80, 0])),
+        (logical("long", "timestamp-millis"), SqlType::Bigint, long(5)),
+        (logical("long", "timestamp-millis"), SqlType::Timestamp, long(5)),
+        (logical("long", "local-timestamp-nanos"), SqlType::Timestamptz, long(5)),
+        (logical("int", "date"), SqlType::Jsonb, long(5)),
+        ("\"double\"".to_owned(), SqlType::Json, 0.5f64.to_le_bytes().to_vec()),
+        (list.clone(), SqlType::Text, strings.clone()),
+        (list, SqlType::Json, strings),
+    ];
+    for (ty, column, value) in cases {
+        let held = Case::new(&ty, Some(column.clone()), None).postgres(&value);
+        assert!(held.is_ok(), "{ty} into {column}: {held:?}");
+    }
+    let small = Case::new("\"int\"", Some(SqlType::Smallint), None);
+    assert_eq!(small.postgres(&long(40_000)), Err(Reason::NumberRange));
+    let nullable = Case::new(r#"["null","int"]"#, Some(SqlType::Integer), None);
+    assert_eq!(nullable.postgres(&long(0)), Err(Reason::Null));
+    assert_eq!(nullable.sqlite(&long(0)), Err(Reason::Null));
 }
 
 #[test]
