@@ -5,15 +5,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
+use weirgate_common::aws;
 use weirgate_common::clock::{self, Timestamp};
 use weirgate_common::config::Config;
-use weirgate_common::fault::Dependency;
+use weirgate_common::fault::{self, Dependency, Fault};
 use weirgate_common::ledger::{
     Failure as FailureRecord, Ledger, Resolution, WorkerReport, WorkerState,
 };
 use weirgate_common::queue::{LEASE_TOTAL_MAX, Message, Queue, QueueError};
 use weirgate_common::telemetry::Health;
-use weirgate_common::{aws, fault};
 
 use crate::failure::Failure;
 use crate::import::{Importer, Settled};
@@ -24,6 +24,9 @@ use crate::sqs::{self, Receipt};
 /// How often the worker tells the ledger what it does. The scaler shrinks nothing on reports
 /// older than a few of these.
 const REPORT_PERIOD: Duration = Duration::from_secs(2);
+
+/// Weight of one import in the average service time: the last dozen count.
+const SERVICE_WEIGHT: f64 = 0.15;
 
 /// Everything a worker needs, connected and checked.
 pub struct Worker {
@@ -41,6 +44,7 @@ pub struct Worker {
 /// What the loop waits for.
 enum Happened {
     Received(Result<Vec<Message>, QueueError>),
+    Imported(TaskId, Result<(), Failure>, Duration),
     Input(Input),
     Reported,
 }
@@ -56,8 +60,9 @@ struct Run {
     poll: Duration,
     reporting: bool,
     started_at: Timestamp,
+    /// Messages deleted: settled, or dead-lettered.
     done: u64,
-    /// Exponential moving average, in seconds.
+    /// How long imports take: an exponential moving average in seconds.
     service: Option<f64>,
     draining: bool,
 }
@@ -126,7 +131,21 @@ impl Worker {
 impl Run {
     fn take(&mut self, happened: Happened) -> Input {
         match happened {
-            Happened::Input(input) => input,
+            Happened::Input(input) => {
+                if let Input::Deleted(results) = &input {
+                    self.done += results.iter().filter(|(_, deleted)| *deleted).count() as u64;
+                }
+                input
+            }
+            Happened::Imported(task, result, took) => {
+                // Failures say how long it takes to fail, not how long the work is.
+                if result.is_ok() {
+                    let seconds = took.as_secs_f64();
+                    let average = self.service.unwrap_or(seconds);
+                    self.service = Some(average + SERVICE_WEIGHT * (seconds - average));
+                }
+                Input::Imported(task, result)
+            }
             Happened::Reported => {
                 self.reporting = false;
                 Input::Wake
@@ -185,7 +204,6 @@ impl Run {
             Effect::Probe(dependency) => self.probe(dependency),
             Effect::Forget(id) => {
                 self.held.remove(&id);
-                self.done += 1;
             }
             Effect::Stop => {}
         }
@@ -202,23 +220,24 @@ impl Run {
             bucket = %work.object.bucket,
             key = %work.object.key,
         );
+        let started = clock::monotonic();
         let job = async move {
             let feed = &config.feeds[&work.feed];
-            let started = clock::monotonic();
             let result = importer.import(&work.feed, feed, &work.object, received_at).await;
-            let seconds = clock::monotonic().saturating_sub(started).as_secs_f64();
-            record_import(&work.feed, &result, seconds, work.object.at);
-            result
+            let took = clock::monotonic().saturating_sub(started);
+            record_import(&work.feed, &result, took, work.object.at);
+            (result.map(drop), took)
         };
         let job = tokio::spawn(tracing::Instrument::instrument(job, span));
-        self.spawn(async move {
-            let result = job.await.unwrap_or_else(|panic| {
+        let happened = self.happened.clone();
+        tokio::spawn(async move {
+            let (result, took) = job.await.unwrap_or_else(|panic| {
                 // A bug of ours: the message must not be lost for it, nor the process.
                 tracing::error!(%panic, "an import ended in a bug");
                 let detail = format!("the importer failed: {panic}");
-                Err(Failure::new(fault::Fault::Transient, "importer_failed", detail))
+                (Err(Failure::new(Fault::Transient, "importer_failed", detail)), Duration::ZERO)
             });
-            Input::Imported(task, result.map(drop))
+            let _ = happened.send(Happened::Imported(task, result, took));
         });
     }
 
@@ -354,9 +373,10 @@ impl Run {
 fn record_import(
     feed: &str,
     result: &Result<Settled, Failure>,
-    seconds: f64,
+    took: Duration,
     created_at: Option<Timestamp>,
 ) {
+    let seconds = took.as_secs_f64();
     let outcome = match result {
         Ok(Settled::Committed { .. }) => "committed",
         Ok(Settled::AlreadyCommitted) => "already_committed",
