@@ -33,6 +33,8 @@ enum Kind {
     Good,
     Poison,
     Flaky,
+    /// Looks like an outage for ever, though the dependency answers every probe.
+    Cursed,
 }
 
 struct World {
@@ -60,6 +62,7 @@ impl World {
                     .map(|_| match rng.random_range(0..20) {
                         0 => Kind::Poison,
                         1..3 => Kind::Flaky,
+                        3 if rng.random_bool(0.2) => Kind::Cursed,
                         _ => Kind::Good,
                     })
                     .collect();
@@ -190,6 +193,9 @@ impl World {
         let kind = self.queue.get(&id).map_or(Kind::Good, |queued| queued.events[task.index]);
         match kind {
             Kind::Poison => return Err(Failure::permanent("corrupt", "")),
+            Kind::Cursed => {
+                return Err(Failure::new(Fault::Outage(Dependency::ObjectStore), "cursed", ""));
+            }
             Kind::Flaky if self.rng.random_bool(0.7) => {
                 return Err(Failure::new(Fault::Transient, "flaky", ""));
             }
