@@ -242,7 +242,7 @@ impl System {
             if clock::monotonic().saturating_sub(started) > PATIENCE {
                 bail!("waited {PATIENCE:?} in vain until {what} ({})", self.fleet.name);
             }
-            tokio::time::sleep(Duration::from_millis(25)).await;
+            tokio::time::sleep(Duration::from_millis(10)).await;
         }
         Ok(())
     }

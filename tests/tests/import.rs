@@ -5,6 +5,8 @@ use std::time::Duration;
 use anyhow::Result;
 use apache_avro::{Bzip2Settings, Codec, DeflateSettings, XzSettings, ZstandardSettings};
 use rustix::process::Signal;
+use sqlx::{Connection as _, PgConnection};
+use tokio::sync::Mutex;
 use weirgate_common::dead_letter::Reason;
 use weirgate_local::fleet::Tuning;
 use weirgate_tests::avro::{OTHER_SCHEMA, READER_SCHEMA, WIDER_SCHEMA, file, file_with};
@@ -355,7 +357,7 @@ async fn drain(name: &str, database: DatabaseKind) -> Result<()> {
         ..Tuning::default()
     };
     let system = system(name, database, tuning).await?;
-    let rows = 100_000;
+    let rows = 250_000;
     for object in 0..4 {
         let name = format!("o{object}");
         system.put(&key(&name), file(&name, rows, Codec::Null)).await?;
@@ -458,21 +460,33 @@ async fn committed(system: &System) -> Result<i64> {
     Ok(system.number(count).await.unwrap_or(0))
 }
 
-/// Waits until an importer is in the middle of writing rows.
+/// Waits until an importer is in the middle of writing rows. The window is as long as the import:
+/// some tenths of a second for the objects used here.
 async fn in_transaction(system: &System, database: DatabaseKind) -> Result<()> {
-    system
-        .until("an import writes its rows", async || match database {
-            DatabaseKind::Postgres => {
-                let copying = "SELECT count(*) FROM pg_stat_progress_copy
-                               WHERE datname = current_database() AND tuples_processed > 0";
-                Ok(system.number(copying).await? > 0)
-            }
-            // SQLite's write-ahead log grows while the transaction spills its rows to it.
-            DatabaseKind::Sqlite => {
-                let file = system.fleet.database.trim_start_matches("sqlite://");
-                let log = std::fs::metadata(format!("{file}-wal"));
-                Ok(log.is_ok_and(|log| log.len() > 4 << 20))
-            }
-        })
-        .await
+    match database {
+        DatabaseKind::Postgres => {
+            // A connection per question would take longer than the answer.
+            let connection = Mutex::new(PgConnection::connect(&system.fleet.database).await?);
+            let copying = "SELECT count(*) FROM pg_stat_progress_copy
+                           WHERE datname = current_database() AND tuples_processed > 0";
+            system
+                .until("an import copies its rows", async || {
+                    let mut connection = connection.lock().await;
+                    let count: i64 =
+                        sqlx::query_scalar(copying).fetch_one(&mut *connection).await?;
+                    Ok(count > 0)
+                })
+                .await
+        }
+        // SQLite's write-ahead log grows while the transaction spills its rows to it.
+        DatabaseKind::Sqlite => {
+            let file = system.fleet.database.trim_start_matches("sqlite://");
+            let log = format!("{file}-wal");
+            system
+                .until("an import writes its rows", async || {
+                    Ok(std::fs::metadata(&log).is_ok_and(|log| log.len() > 4 << 20))
+                })
+                .await
+        }
+    }
 }
