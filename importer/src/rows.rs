@@ -126,7 +126,7 @@ impl Opened {
     }
 
     /// Starts reading and transcoding, and waits until the object is through or
-    /// [`PREFETCH_BYTES`] of rows are ready.
+    /// 8 MiB of rows are ready.
     pub async fn start(self, format: Format) -> Result<Chunks, Failure> {
         let mut ready = VecDeque::new();
         let Some(reader) = self.reader else { return Ok(Chunks { ready, more: None }) };
