@@ -126,7 +126,7 @@ impl Opened {
     }
 
     /// Starts reading and transcoding, and waits until the object is through or
-    /// 8 MiB of rows are ready.
+    /// so many of its rows are ready that memory is better spent on streaming the rest.
     pub async fn start(self, format: Format) -> Result<Chunks, Failure> {
         let mut ready = VecDeque::new();
         let Some(reader) = self.reader else { return Ok(Chunks { ready, more: None }) };

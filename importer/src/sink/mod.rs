@@ -4,7 +4,8 @@
 //! admission   what the ledger says about the object       pure
 //!   └─▶ target     the table, made or brought up to date; the plan for its columns
 //!         └─▶ statement   rows bound to a prepared statement (SQLite)
-//!               └─▶ postgres, sqlite   the transaction
+//!               └─▶ run        the transaction, the same on every database
+//!                     └─▶ postgres, sqlite   its steps, in the words of each
 //! ```
 
 pub mod admission;
@@ -25,7 +26,7 @@ use weirgate_common::ledger::{Ledger, database_fault};
 use crate::avro::container::Header;
 use crate::event::ObjectCreated;
 use crate::failure::Failure;
-use crate::rows::{Opened, REJECTED_MAX, RejectedRow};
+use crate::rows::{Chunks, Opened, REJECTED_MAX, RejectedRow};
 use admission::{Admission, LedgerRow, RowState, admit};
 use postgres::Postgres;
 use sqlite::Sqlite;
@@ -77,8 +78,7 @@ impl Sink {
             Sink::Postgres(sink) => sink.ledger_rows(job).await?,
             Sink::Sqlite(sink) => sink.ledger_rows(job).await?,
         };
-        let object = job.object;
-        match admit(job.feed.write, &object.etag, object.sequencer.as_deref(), &rows) {
+        match decide(job, &rows) {
             Admission::AlreadyCommitted { advance_sequencer: None } => {
                 Ok(Some(Outcome::AlreadyCommitted))
             }
@@ -96,21 +96,95 @@ impl Sink {
     }
 }
 
-/// The ledger row to write, apart from its id and the number of rows.
-struct NewRow<'j> {
+/// What the transaction is to write.
+struct Import<'j> {
     job: Job<'j>,
+    /// Size of the object.
     bytes: i64,
-    fingerprint: Option<i64>,
+    /// Absent for an object without any bytes, which has no schema.
+    header: Option<Header>,
+    target: Option<Arc<Target>>,
 }
 
-impl<'j> NewRow<'j> {
-    fn new(job: Job<'j>, opened: &Opened) -> Self {
-        NewRow {
-            job,
-            bytes: i64::try_from(opened.bytes()).unwrap_or(i64::MAX),
-            fingerprint: opened.header().map(|header| header.fingerprint),
-        }
+impl<'j> Import<'j> {
+    async fn prepare(
+        job: Job<'j>,
+        opened: &Opened,
+        targets: &Targets,
+        catalog: &impl target::Catalog,
+    ) -> Result<Self, Failure> {
+        let header = opened.header().cloned();
+        let target = match &header {
+            Some(header) => Some(targets.prepare(catalog, &job, header).await?),
+            None => None,
+        };
+        let bytes = i64::try_from(opened.bytes()).unwrap_or(i64::MAX);
+        Ok(Import { job, bytes, header, target })
     }
+}
+
+/// One open transaction, in the words of its database. Dropped without a commit, it is undone.
+trait Transaction: Sized + Send {
+    /// What the ledger holds of the job's feed, bucket and key, read under a lock on them.
+    fn ledger(
+        &mut self,
+        job: &Job<'_>,
+    ) -> impl Future<Output = Result<Vec<LedgerRow>, Failure>> + Send;
+
+    fn advance_sequencer(
+        &mut self,
+        job: &Job<'_>,
+        row: i64,
+    ) -> impl Future<Output = Result<(), Failure>> + Send;
+
+    /// Takes an older version's rows out of the table, and marks its ledger row.
+    fn replace(
+        &mut self,
+        job: &Job<'_>,
+        row: i64,
+    ) -> impl Future<Output = Result<(), Failure>> + Send;
+
+    /// The rows, the ledger row, and what belongs to them.
+    fn write(
+        &mut self,
+        import: &Import<'_>,
+        chunks: Chunks,
+    ) -> impl Future<Output = Result<Written, Failure>> + Send;
+
+    fn commit(self, job: &Job<'_>) -> impl Future<Output = Result<(), Failure>> + Send;
+}
+
+/// The import transaction, the same on every database.
+async fn run<T: Transaction>(
+    mut transaction: T,
+    import: &Import<'_>,
+    chunks: Chunks,
+) -> Result<Outcome, Failure> {
+    let job = &import.job;
+    let ledger = transaction.ledger(job).await?;
+    let outcome = match decide(job, &ledger) {
+        Admission::Superseded => return Ok(Outcome::Superseded),
+        Admission::AlreadyCommitted { advance_sequencer } => {
+            if let Some(row) = advance_sequencer {
+                transaction.advance_sequencer(job, row).await?;
+            }
+            Outcome::AlreadyCommitted
+        }
+        Admission::Import { replaces } => {
+            for row in &replaces {
+                transaction.replace(job, *row).await?;
+            }
+            let written = transaction.write(import, chunks).await?;
+            let rejected = written.rejected.len();
+            Outcome::Committed { rows: written.rows, rejected, replaced: replaces.len() }
+        }
+    };
+    transaction.commit(job).await?;
+    Ok(outcome)
+}
+
+fn decide(job: &Job<'_>, ledger: &[LedgerRow]) -> Admission {
+    admit(job.feed.write, &job.object.etag, job.object.sequencer.as_deref(), ledger)
 }
 
 /// What an import put into the database.
@@ -164,8 +238,8 @@ const INSERT_SCHEMA: &str = "INSERT INTO weirgate.schema (fingerprint, json, fir
 
 /// Binds [`INSERT_LEDGER`]; the two databases differ only in type.
 macro_rules! bind_ledger {
-    ($query:expr, $id:expr, $row:expr, $written:expr, $now:expr) => {{
-        let job = &$row.job;
+    ($query:expr, $id:expr, $import:expr, $written:expr, $now:expr) => {{
+        let job = &$import.job;
         $query
             .bind($id)
             .bind(job.feed_name)
@@ -176,8 +250,8 @@ macro_rules! bind_ledger {
             .bind(&job.object.sequencer)
             .bind(job.feed.table.to_string())
             .bind($written.rows())
-            .bind($row.bytes)
-            .bind($row.fingerprint)
+            .bind($import.bytes)
+            .bind($import.header.as_ref().map(|header| header.fingerprint))
             .bind(job.object.at)
             .bind(job.received_at)
             .bind($now)
@@ -226,17 +300,4 @@ fn object_busy(job: &Job<'_>) -> Failure {
 
 fn bad_key(job: &Job<'_>, error: &(dyn std::error::Error + 'static)) -> Failure {
     Failure::permanent("bad_key", format!("{}: {}", job.object_name, fault::chain(error)))
-}
-
-/// The target of an object with a schema; an object without bytes has none.
-async fn target_of<P: target::Catalog>(
-    targets: &Targets,
-    catalog: &P,
-    job: &Job<'_>,
-    header: Option<&Header>,
-) -> Result<Option<Arc<Target>>, Failure> {
-    match header {
-        Some(header) => targets.prepare(catalog, job, header).await.map(Some),
-        None => Ok(None),
-    }
 }

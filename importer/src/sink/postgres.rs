@@ -7,12 +7,12 @@ use sha2::{Digest, Sha256};
 use sqlx::{Executor, PgConnection, PgPool};
 use weirgate_common::clock;
 
-use super::admission::{Admission, LedgerRow, admit};
+use super::admission::LedgerRow;
 use super::target::{Catalog, Target, Targets, captures};
 use super::{
-    ADVANCE_SEQUENCER, INSERT_LEDGER, INSERT_REJECTED, INSERT_SCHEMA, Job, MARK_REPLACED, NewRow,
-    Outcome, SELECT_LEDGER, Written, bad_key, bind_ledger, ledger_row, object_busy, refused,
-    target_of,
+    ADVANCE_SEQUENCER, INSERT_LEDGER, INSERT_REJECTED, INSERT_SCHEMA, Import, Job, MARK_REPLACED,
+    Outcome, SELECT_LEDGER, Transaction, Written, bad_key, bind_ledger, ledger_row, object_busy,
+    refused, run,
 };
 use crate::avro::copy::{COPY_HEADER, COPY_TRAILER};
 use crate::avro::table::{Column, Dialect, Source, SqlType};
@@ -41,11 +41,9 @@ impl Postgres {
     }
 
     pub async fn import(&self, job: &Job<'_>, opened: Opened) -> Result<Outcome, Failure> {
-        let new_row = NewRow::new(*job, &opened);
-        let schema_json = opened.header().map(|header| header.schema_json.clone());
-        let target = target_of(&self.targets, self, job, opened.header()).await?;
+        let import = Import::prepare(*job, &opened, &self.targets, self).await?;
         let id = self.next_id(job).await?;
-        let format = match &target {
+        let format = match &import.target {
             Some(target) => {
                 let constants = target
                     .plan
@@ -57,90 +55,9 @@ impl Postgres {
             None => Format::Blocks,
         };
         let chunks = opened.start(format).await?;
-        let imported =
-            self.transaction(&new_row, id, target.as_deref(), chunks, schema_json.as_deref()).await;
-        if imported.is_err() {
-            self.targets.forget(job.feed_name);
-        }
-        imported
-    }
-
-    async fn transaction(
-        &self,
-        new_row: &NewRow<'_>,
-        id: i64,
-        target: Option<&Target>,
-        mut chunks: Chunks,
-        schema_json: Option<&str>,
-    ) -> Result<Outcome, Failure> {
-        let job = &new_row.job;
-        let failed = |doing: &'static str| move |error: sqlx::Error| refused(job, doing, &error);
-        let mut transaction = self.pool.begin().await.map_err(failed("begin"))?;
-        let connection = &mut *transaction;
-        let (locked,): (bool,) = sqlx::query_as("SELECT pg_try_advisory_xact_lock($1)")
-            .bind(lock_key(&[job.feed_name, &job.object.bucket, &job.object.key]))
-            .fetch_one(&mut *connection)
-            .await
-            .map_err(failed("locking the object"))?;
-        if !locked {
-            return Err(object_busy(job));
-        }
-        // A statement of its own: its snapshot must be younger than the lock.
-        let ledger = select_ledger(connection, job).await?;
-        let object = job.object;
-        let outcome =
-            match admit(job.feed.write, &object.etag, object.sequencer.as_deref(), &ledger) {
-                Admission::Superseded => return Ok(Outcome::Superseded),
-                Admission::AlreadyCommitted { advance_sequencer } => {
-                    if let Some(row) = advance_sequencer {
-                        sqlx::query(ADVANCE_SEQUENCER)
-                            .bind(row)
-                            .bind(&object.sequencer)
-                            .execute(&mut *connection)
-                            .await
-                            .map_err(failed("advancing the sequencer"))?;
-                    }
-                    Outcome::AlreadyCommitted
-                }
-                Admission::Import { replaces } => {
-                    for row in &replaces {
-                        replace(connection, job, *row).await?;
-                    }
-                    let written = match target {
-                        Some(target) => copy(connection, job, target, &mut chunks).await?,
-                        None => Written::default(),
-                    };
-                    let now = clock::now();
-                    let insert = sqlx::query(INSERT_LEDGER);
-                    bind_ledger!(insert, id, new_row, written, now)
-                        .execute(&mut *connection)
-                        .await
-                        .map_err(failed("writing the ledger row"))?;
-                    if let (Some(fingerprint), Some(json)) = (new_row.fingerprint, schema_json) {
-                        sqlx::query(INSERT_SCHEMA)
-                            .bind(fingerprint)
-                            .bind(json)
-                            .bind(now)
-                            .execute(&mut *connection)
-                            .await
-                            .map_err(failed("recording the schema"))?;
-                    }
-                    for row in &written.rejected {
-                        sqlx::query(INSERT_REJECTED)
-                            .bind(id)
-                            .bind(i64::try_from(row.ordinal).unwrap_or(i64::MAX))
-                            .bind(row.reason.replace('\0', "\u{fffd}"))
-                            .bind(&row.record)
-                            .execute(&mut *connection)
-                            .await
-                            .map_err(failed("recording a rejected row"))?;
-                    }
-                    let rejected = written.rejected.len();
-                    Outcome::Committed { rows: written.rows, rejected, replaced: replaces.len() }
-                }
-            };
-        transaction.commit().await.map_err(failed("commit"))?;
-        Ok(outcome)
+        let open = self.pool.begin().await.map_err(|error| refused(job, "begin", &error))?;
+        let imported = run(Open { transaction: open, id }, &import, chunks).await;
+        imported.inspect_err(|failure| self.targets.reconsider(job.feed_name, failure))
     }
 
     async fn next_id(&self, job: &Job<'_>) -> Result<i64, Failure> {
@@ -165,6 +82,82 @@ impl Postgres {
         job: &Job<'_>,
     ) -> Result<sqlx::pool::PoolConnection<sqlx::Postgres>, Failure> {
         self.pool.acquire().await.map_err(|error| refused(job, "connecting", &error))
+    }
+}
+
+/// An open transaction, and the id of the object it is about to import.
+struct Open {
+    transaction: sqlx::Transaction<'static, sqlx::Postgres>,
+    id: i64,
+}
+
+impl Transaction for Open {
+    async fn ledger(&mut self, job: &Job<'_>) -> Result<Vec<LedgerRow>, Failure> {
+        let (locked,): (bool,) = sqlx::query_as("SELECT pg_try_advisory_xact_lock($1)")
+            .bind(lock_key(&[job.feed_name, &job.object.bucket, &job.object.key]))
+            .fetch_one(&mut *self.transaction)
+            .await
+            .map_err(|error| refused(job, "locking the object", &error))?;
+        if !locked {
+            return Err(object_busy(job));
+        }
+        // A statement of its own: its snapshot must be younger than the lock.
+        select_ledger(&mut self.transaction, job).await
+    }
+
+    async fn advance_sequencer(&mut self, job: &Job<'_>, row: i64) -> Result<(), Failure> {
+        let update = sqlx::query(ADVANCE_SEQUENCER).bind(row).bind(&job.object.sequencer);
+        let done = update.execute(&mut *self.transaction).await;
+        done.map(drop).map_err(|error| refused(job, "advancing the sequencer", &error))
+    }
+
+    async fn replace(&mut self, job: &Job<'_>, row: i64) -> Result<(), Failure> {
+        let failed = |error: sqlx::Error| refused(job, "replacing the older version", &error);
+        let connection = &mut *self.transaction;
+        let delete = format!("DELETE FROM {} WHERE _object = $1", job.feed.table.in_postgres());
+        sqlx::query(&delete).bind(row).execute(&mut *connection).await.map_err(failed)?;
+        sqlx::query(MARK_REPLACED).bind(row).execute(connection).await.map_err(failed)?;
+        Ok(())
+    }
+
+    async fn write(&mut self, import: &Import<'_>, mut chunks: Chunks) -> Result<Written, Failure> {
+        let job = &import.job;
+        let failed = |error: sqlx::Error| refused(job, "writing the ledger row", &error);
+        let connection = &mut *self.transaction;
+        let written = match &import.target {
+            Some(target) => copy(connection, job, target, &mut chunks).await?,
+            None => Written::default(),
+        };
+        let now = clock::now();
+        let insert = sqlx::query(INSERT_LEDGER);
+        bind_ledger!(insert, self.id, import, written, now)
+            .execute(&mut *connection)
+            .await
+            .map_err(failed)?;
+        if let Some(header) = &import.header {
+            sqlx::query(INSERT_SCHEMA)
+                .bind(header.fingerprint)
+                .bind(&header.schema_json)
+                .bind(now)
+                .execute(&mut *connection)
+                .await
+                .map_err(failed)?;
+        }
+        for row in &written.rejected {
+            sqlx::query(INSERT_REJECTED)
+                .bind(self.id)
+                .bind(i64::try_from(row.ordinal).unwrap_or(i64::MAX))
+                .bind(row.reason.replace('\0', "\u{fffd}"))
+                .bind(&row.record)
+                .execute(&mut *connection)
+                .await
+                .map_err(failed)?;
+        }
+        Ok(written)
+    }
+
+    async fn commit(self, job: &Job<'_>) -> Result<(), Failure> {
+        self.transaction.commit().await.map_err(|error| refused(job, "commit", &error))
     }
 }
 
@@ -221,15 +214,6 @@ async fn select_ledger(
     Ok(rows.into_iter().map(ledger_row).collect())
 }
 
-/// Takes an older version's rows out of the table.
-async fn replace(connection: &mut PgConnection, job: &Job<'_>, row: i64) -> Result<(), Failure> {
-    let failed = |error: sqlx::Error| refused(job, "replacing the older version", &error);
-    let delete = format!("DELETE FROM {} WHERE _object = $1", job.feed.table.in_postgres());
-    sqlx::query(&delete).bind(row).execute(&mut *connection).await.map_err(failed)?;
-    sqlx::query(MARK_REPLACED).bind(row).execute(connection).await.map_err(failed)?;
-    Ok(())
-}
-
 /// Copies all chunks.
 async fn copy(
     connection: &mut PgConnection,
@@ -262,7 +246,13 @@ async fn copy(
     }
     copy.send(&COPY_TRAILER[..]).await.map_err(failed)?;
     let counted = copy.finish().await.map_err(failed)?;
-    assert_eq!(counted, written.rows, "the server counts the rows that were sent");
+    if counted != written.rows {
+        let detail = format!(
+            "{} into {}: the table took {counted} of {} rows; a trigger or a rule keeps rows out",
+            job.object_name, job.feed.table, written.rows
+        );
+        return Err(Failure::permanent("rows_dropped", detail));
+    }
     Ok(written)
 }
 

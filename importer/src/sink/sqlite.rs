@@ -3,17 +3,17 @@
 
 use std::sync::Arc;
 
-use sqlx::{Connection, Executor, Row, SqliteConnection, SqlitePool};
+use sqlx::{Executor, Row, SqliteConnection, SqlitePool};
 use weirgate_common::clock;
 use weirgate_common::config::OnBadRow;
 use weirgate_common::ledger::sqlite_fault;
 
-use super::admission::{Admission, LedgerRow, admit};
+use super::admission::LedgerRow;
 use super::statement::Statement;
 use super::target::{Catalog, Target, Targets, captures};
 use super::{
-    ADVANCE_SEQUENCER, INSERT_LEDGER, INSERT_REJECTED, INSERT_SCHEMA, Job, MARK_REPLACED, NewRow,
-    Outcome, SELECT_LEDGER, Written, bad_key, bind_ledger, ledger_row, refused, target_of,
+    ADVANCE_SEQUENCER, INSERT_LEDGER, INSERT_REJECTED, INSERT_SCHEMA, Import, Job, MARK_REPLACED,
+    Outcome, SELECT_LEDGER, Transaction, Written, bad_key, bind_ledger, ledger_row, refused, run,
 };
 use crate::avro::fault::Fault;
 use crate::avro::rows::Stopped;
@@ -38,100 +38,19 @@ impl Sqlite {
     }
 
     pub async fn import(&self, job: &Job<'_>, opened: Opened) -> Result<Outcome, Failure> {
-        let new_row = NewRow::new(*job, &opened);
-        let schema_json = opened.header().map(|header| header.schema_json.clone());
-        let target = target_of(&self.targets, self, job, opened.header()).await?;
+        let import = Import::prepare(*job, &opened, &self.targets, self).await?;
         let chunks = opened.start(Format::Blocks).await?;
-        let imported =
-            self.transaction(&new_row, target.as_deref(), chunks, schema_json.as_deref()).await;
-        if imported.is_err() {
-            self.targets.forget(job.feed_name);
-        }
-        imported
+        let imported = run(Open(self.begin(job).await?), &import, chunks).await;
+        imported.inspect_err(|failure| self.targets.reconsider(job.feed_name, failure))
     }
 
-    async fn transaction(
+    /// IMMEDIATE: the ledger is read under the write lock, so nobody commits in between.
+    async fn begin(
         &self,
-        new_row: &NewRow<'_>,
-        target: Option<&Target>,
-        mut chunks: Chunks,
-        schema_json: Option<&str>,
-    ) -> Result<Outcome, Failure> {
-        let job = &new_row.job;
-        let failed = |doing: &'static str| move |error: sqlx::Error| refused(job, doing, &error);
-        let mut connection = self.acquire(job).await?;
-        // IMMEDIATE: the ledger is read under the write lock, so nobody commits in between.
-        let mut transaction =
-            connection.begin_with("BEGIN IMMEDIATE").await.map_err(failed("begin"))?;
-        let ledger = select_ledger(&mut transaction, job).await?;
-        let object = job.object;
-        let outcome =
-            match admit(job.feed.write, &object.etag, object.sequencer.as_deref(), &ledger) {
-                Admission::Superseded => return Ok(Outcome::Superseded),
-                Admission::AlreadyCommitted { advance_sequencer } => {
-                    if let Some(row) = advance_sequencer {
-                        sqlx::query(&prefixed(ADVANCE_SEQUENCER))
-                            .bind(row)
-                            .bind(&object.sequencer)
-                            .execute(&mut *transaction)
-                            .await
-                            .map_err(failed("advancing the sequencer"))?;
-                    }
-                    Outcome::AlreadyCommitted
-                }
-                Admission::Import { replaces } => {
-                    for row in &replaces {
-                        replace(&mut transaction, job, *row).await?;
-                    }
-                    let now = clock::now();
-                    // The row comes first, since it hands out the id that the others carry.
-                    let insert = prefixed(INSERT_LEDGER);
-                    let insert = sqlx::query(&insert);
-                    let id = bind_ledger!(insert, None::<i64>, new_row, Written::default(), now)
-                        .execute(&mut *transaction)
-                        .await
-                        .map_err(failed("writing the ledger row"))?
-                        .last_insert_rowid();
-                    let written = match target {
-                        Some(target) => {
-                            insert_rows(&mut transaction, job, target, id, &mut chunks).await?
-                        }
-                        None => Written::default(),
-                    };
-                    sqlx::query(
-                        "UPDATE weirgate_object SET rows = $2, rejected_rows = $3 WHERE id = $1",
-                    )
-                    .bind(id)
-                    .bind(written.rows())
-                    .bind(written.rejected())
-                    .execute(&mut *transaction)
-                    .await
-                    .map_err(failed("writing the ledger row"))?;
-                    for row in &written.rejected {
-                        sqlx::query(&prefixed(INSERT_REJECTED))
-                            .bind(id)
-                            .bind(i64::try_from(row.ordinal).unwrap_or(i64::MAX))
-                            .bind(&row.reason)
-                            .bind(&row.record)
-                            .execute(&mut *transaction)
-                            .await
-                            .map_err(failed("recording a rejected row"))?;
-                    }
-                    if let (Some(fingerprint), Some(json)) = (new_row.fingerprint, schema_json) {
-                        sqlx::query(&prefixed(INSERT_SCHEMA))
-                            .bind(fingerprint)
-                            .bind(json)
-                            .bind(now)
-                            .execute(&mut *transaction)
-                            .await
-                            .map_err(failed("recording the schema"))?;
-                    }
-                    let rejected = written.rejected.len();
-                    Outcome::Committed { rows: written.rows, rejected, replaced: replaces.len() }
-                }
-            };
-        transaction.commit().await.map_err(failed("commit"))?;
-        Ok(outcome)
+        job: &Job<'_>,
+    ) -> Result<sqlx::Transaction<'static, sqlx::Sqlite>, Failure> {
+        let begun = self.pool.begin_with("BEGIN IMMEDIATE").await;
+        begun.map_err(|error| refused(job, "begin", &error))
     }
 
     async fn acquire(
@@ -139,6 +58,82 @@ impl Sqlite {
         job: &Job<'_>,
     ) -> Result<sqlx::pool::PoolConnection<sqlx::Sqlite>, Failure> {
         self.pool.acquire().await.map_err(|error| refused(job, "connecting", &error))
+    }
+}
+
+/// An open transaction.
+struct Open(sqlx::Transaction<'static, sqlx::Sqlite>);
+
+impl Transaction for Open {
+    async fn ledger(&mut self, job: &Job<'_>) -> Result<Vec<LedgerRow>, Failure> {
+        select_ledger(&mut self.0, job).await
+    }
+
+    async fn advance_sequencer(&mut self, job: &Job<'_>, row: i64) -> Result<(), Failure> {
+        let statement = prefixed(ADVANCE_SEQUENCER);
+        let update = sqlx::query(&statement).bind(row).bind(&job.object.sequencer);
+        let done = update.execute(&mut *self.0).await;
+        done.map(drop).map_err(|error| refused(job, "advancing the sequencer", &error))
+    }
+
+    async fn replace(&mut self, job: &Job<'_>, row: i64) -> Result<(), Failure> {
+        let failed = |error: sqlx::Error| refused(job, "replacing the older version", &error);
+        let table = quote(&job.feed.table.in_sqlite());
+        let delete = format!("DELETE FROM {table} WHERE _object = $1");
+        sqlx::query(&delete).bind(row).execute(&mut *self.0).await.map_err(failed)?;
+        let mark = prefixed(MARK_REPLACED);
+        sqlx::query(&mark).bind(row).execute(&mut *self.0).await.map_err(failed)?;
+        Ok(())
+    }
+
+    async fn write(&mut self, import: &Import<'_>, mut chunks: Chunks) -> Result<Written, Failure> {
+        let job = &import.job;
+        let failed = |error: sqlx::Error| refused(job, "writing the ledger row", &error);
+        let connection = &mut *self.0;
+        let now = clock::now();
+        // The ledger row comes first, since it hands out the id that the others carry.
+        let insert = prefixed(INSERT_LEDGER);
+        let insert = sqlx::query(&insert);
+        let id = bind_ledger!(insert, None::<i64>, import, Written::default(), now)
+            .execute(&mut *connection)
+            .await
+            .map_err(failed)?
+            .last_insert_rowid();
+        let written = match &import.target {
+            Some(target) => insert_rows(connection, job, target, id, &mut chunks).await?,
+            None => Written::default(),
+        };
+        sqlx::query("UPDATE weirgate_object SET rows = $2, rejected_rows = $3 WHERE id = $1")
+            .bind(id)
+            .bind(written.rows())
+            .bind(written.rejected())
+            .execute(&mut *connection)
+            .await
+            .map_err(failed)?;
+        if let Some(header) = &import.header {
+            sqlx::query(&prefixed(INSERT_SCHEMA))
+                .bind(header.fingerprint)
+                .bind(&header.schema_json)
+                .bind(now)
+                .execute(&mut *connection)
+                .await
+                .map_err(failed)?;
+        }
+        for row in &written.rejected {
+            sqlx::query(&prefixed(INSERT_REJECTED))
+                .bind(id)
+                .bind(i64::try_from(row.ordinal).unwrap_or(i64::MAX))
+                .bind(&row.reason)
+                .bind(&row.record)
+                .execute(&mut *connection)
+                .await
+                .map_err(failed)?;
+        }
+        Ok(written)
+    }
+
+    async fn commit(self, job: &Job<'_>) -> Result<(), Failure> {
+        self.0.commit().await.map_err(|error| refused(job, "commit", &error))
     }
 }
 
@@ -168,8 +163,7 @@ impl Catalog for Sqlite {
 
     async fn apply(&self, job: &Job<'_>, statements: &[String]) -> Result<(), Failure> {
         let failed = |error: sqlx::Error| refused(job, "preparing the table", &error);
-        let mut connection = self.acquire(job).await?;
-        let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await.map_err(failed)?;
+        let mut transaction = self.begin(job).await?;
         for statement in statements {
             tracing::info!(feed = job.feed_name, "{statement}");
             match transaction.execute(statement.as_str()).await {
@@ -195,19 +189,6 @@ async fn select_ledger(
         .await
         .map_err(|error| refused(job, "reading the ledger", &error))?;
     Ok(rows.into_iter().map(ledger_row).collect())
-}
-
-/// Takes an older version's rows out of the table.
-async fn replace(
-    connection: &mut SqliteConnection,
-    job: &Job<'_>,
-    row: i64,
-) -> Result<(), Failure> {
-    let failed = |error: sqlx::Error| refused(job, "replacing the older version", &error);
-    let delete = format!("DELETE FROM {} WHERE _object = $1", quote(&job.feed.table.in_sqlite()));
-    sqlx::query(&delete).bind(row).execute(&mut *connection).await.map_err(failed)?;
-    sqlx::query(&prefixed(MARK_REPLACED)).bind(row).execute(connection).await.map_err(failed)?;
-    Ok(())
 }
 
 async fn insert_rows(

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use weirgate_common::config::{self, Evolve, Feed, TableName, WriteMode};
-use weirgate_common::fault;
+use weirgate_common::fault::{self, Fault};
 
 use super::Job;
 use crate::avro::container::Header;
@@ -73,9 +73,13 @@ impl Targets {
         Ok(target)
     }
 
-    /// The table may not be what it was when the target was made: plan again next time.
-    pub(super) fn forget(&self, feed: &str) {
-        self.lock().retain(|(name, _), _| name != feed);
+    /// After a failed import the table may not be what it was when the target was made: plan again
+    /// next time. Waiting for others, or for the database, says nothing about the table.
+    pub(super) fn reconsider(&self, feed: &str, failure: &Failure) {
+        match failure.fault {
+            Fault::Transient | Fault::Permanent => self.lock().retain(|(name, _), _| name != feed),
+            Fault::Busy | Fault::Outage(_) => {}
+        }
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Key, Arc<Target>>> {
