@@ -42,16 +42,8 @@ pub fn sqs(config: &SdkConfig) -> aws_sdk_sqs::Client {
     aws_sdk_sqs::Client::new(config)
 }
 
-pub fn sns(config: &SdkConfig) -> aws_sdk_sns::Client {
-    aws_sdk_sns::Client::new(config)
-}
-
 pub fn auto_scaling(config: &SdkConfig) -> aws_sdk_autoscaling::Client {
     aws_sdk_autoscaling::Client::new(config)
-}
-
-pub fn cloud_watch(config: &SdkConfig) -> aws_sdk_cloudwatch::Client {
-    aws_sdk_cloudwatch::Client::new(config)
 }
 
 /// `Code: message` as the service said it, else the transport error with its causes.

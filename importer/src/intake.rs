@@ -16,6 +16,8 @@ pub(crate) struct Held {
     pub(crate) message: Message,
     pub(crate) tasks: Vec<Work>,
     pub(crate) received_at: Timestamp,
+    /// When an import of it first failed in this process.
+    pub(crate) first_failed_at: Option<Timestamp>,
 }
 
 /// One object for one feed.
@@ -51,7 +53,7 @@ pub(crate) fn take_in(
         costs: tasks.iter().map(|work| cost(work).clamp(1, COST_MAX)).collect(),
         failure,
     };
-    (arrival, Held { message, tasks, received_at })
+    (arrival, Held { message, tasks, received_at, first_failed_at: None })
 }
 
 fn route(config: &Config, fleet: &str, events: Vec<Event>) -> (Vec<Work>, Option<Failure>) {
@@ -111,7 +113,7 @@ impl Held {
             feed: work.map(|work| work.feed.clone()),
             object: work.map(|work| display_name(&work.object)),
             attempts,
-            first_failed_at: now,
+            first_failed_at: self.first_failed_at.unwrap_or(now),
             replays: dead_letter::replays(&self.message.attributes),
         }
     }
@@ -170,6 +172,16 @@ mod tests {
         assert_eq!(feeds, [("a", "a/1.avro"), ("all", "a/1.avro"), ("all", "c/2.avro")]);
         assert_eq!(arrival.costs, [40, 40, 80]);
         assert_eq!(arrival.failure, None);
+    }
+
+    #[test]
+    fn a_dead_letter_tells_when_it_failed_first() {
+        let (_, mut held) = take(&body(&[event("b", "a/1.avro", 10)]));
+        let failure = Failure::permanent("corrupt_object", "");
+        let at = Timestamp::from_unix_ms;
+        assert_eq!(held.reason(Some(0), 1, &failure, at(9)).first_failed_at, at(9));
+        held.first_failed_at = Some(at(4));
+        assert_eq!(held.reason(Some(0), 3, &failure, at(9)).first_failed_at, at(4));
     }
 
     #[test]

@@ -139,7 +139,11 @@ impl Run {
             }
             Happened::Imported(task, result, took) => {
                 // Failures say how long it takes to fail, not how long the work is.
-                if result.is_ok() {
+                if result.is_err() {
+                    if let Some(held) = self.held.get_mut(&task.delivery) {
+                        held.first_failed_at.get_or_insert(clock::now());
+                    }
+                } else {
                     let seconds = took.as_secs_f64();
                     let average = self.service.unwrap_or(seconds);
                     self.service = Some(average + SERVICE_WEIGHT * (seconds - average));
