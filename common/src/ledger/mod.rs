@@ -45,6 +45,10 @@ pub enum Ledger {
 /// longer would hide an outage from those who must stop taking work.
 const CONNECT_MAX: Duration = Duration::from_secs(3);
 
+/// A connection used this recently is not asked first whether it still works: for small objects
+/// the question would cost as much as the answer to a real one.
+const TRUSTED_FOR: Duration = Duration::from_secs(1);
+
 /// How long SQLite may wait for its one writer before it says that it is busy.
 const WRITER_WAIT_MAX: Duration = Duration::from_secs(10);
 
@@ -84,6 +88,15 @@ impl Ledger {
                 let pool = PgPoolOptions::new()
                     .max_connections(connections_max)
                     .acquire_timeout(CONNECT_MAX)
+                    .test_before_acquire(false)
+                    .before_acquire(|connection, meta| {
+                        Box::pin(async move {
+                            if meta.idle_for > TRUSTED_FOR {
+                                connection.ping().await?;
+                            }
+                            Ok(true)
+                        })
+                    })
                     .connect_lazy_with(options);
                 Ok(Ledger::Postgres(pool))
             }

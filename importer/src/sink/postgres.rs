@@ -14,6 +14,7 @@ use super::{
     Outcome, SELECT_LEDGER, Transaction, Written, bad_key, bind_ledger, ledger_row, object_busy,
     refused, run,
 };
+use crate::avro::container::Header;
 use crate::avro::copy::{COPY_HEADER, COPY_TRAILER};
 use crate::avro::table::{Column, Dialect, Source, SqlType};
 use crate::failure::Failure;
@@ -134,15 +135,6 @@ impl Transaction for Open {
             .execute(&mut *connection)
             .await
             .map_err(failed)?;
-        if let Some(header) = &import.header {
-            sqlx::query(INSERT_SCHEMA)
-                .bind(header.fingerprint)
-                .bind(&header.schema_json)
-                .bind(now)
-                .execute(&mut *connection)
-                .await
-                .map_err(failed)?;
-        }
         for row in &written.rejected {
             sqlx::query(INSERT_REJECTED)
                 .bind(self.id)
@@ -197,6 +189,17 @@ impl Catalog for Postgres {
             transaction.execute(statement.as_str()).await.map_err(failed)?;
         }
         transaction.commit().await.map_err(failed)
+    }
+
+    async fn record_schema(&self, job: &Job<'_>, header: &Header) -> Result<(), Failure> {
+        sqlx::query(INSERT_SCHEMA)
+            .bind(header.fingerprint)
+            .bind(&header.schema_json)
+            .bind(clock::now())
+            .execute(&self.pool)
+            .await
+            .map(drop)
+            .map_err(|error| refused(job, "recording the schema", &error))
     }
 }
 

@@ -15,6 +15,7 @@ use super::{
     ADVANCE_SEQUENCER, INSERT_LEDGER, INSERT_REJECTED, INSERT_SCHEMA, Import, Job, MARK_REPLACED,
     Outcome, SELECT_LEDGER, Transaction, Written, bad_key, bind_ledger, ledger_row, refused, run,
 };
+use crate::avro::container::Header;
 use crate::avro::fault::Fault;
 use crate::avro::rows::Stopped;
 use crate::avro::table::{Column, Dialect, Source, SqlType, quote};
@@ -110,15 +111,6 @@ impl Transaction for Open {
             .execute(&mut *connection)
             .await
             .map_err(failed)?;
-        if let Some(header) = &import.header {
-            sqlx::query(&prefixed(INSERT_SCHEMA))
-                .bind(header.fingerprint)
-                .bind(&header.schema_json)
-                .bind(now)
-                .execute(&mut *connection)
-                .await
-                .map_err(failed)?;
-        }
         for row in &written.rejected {
             sqlx::query(&prefixed(INSERT_REJECTED))
                 .bind(id)
@@ -174,6 +166,17 @@ impl Catalog for Sqlite {
             }
         }
         transaction.commit().await.map_err(failed)
+    }
+
+    async fn record_schema(&self, job: &Job<'_>, header: &Header) -> Result<(), Failure> {
+        sqlx::query(&prefixed(INSERT_SCHEMA))
+            .bind(header.fingerprint)
+            .bind(&header.schema_json)
+            .bind(clock::now())
+            .execute(&self.pool)
+            .await
+            .map(drop)
+            .map_err(|error| refused(job, "recording the schema", &error))
     }
 }
 

@@ -20,8 +20,20 @@ pub(super) struct Statement<'h, 'b> {
     bound: c_int,
     /// The first code other than OK of this row's bindings.
     code: c_int,
+    /// This row's computed texts and blobs, one after the other, until the row is inserted: SQLite
+    /// reads them in place, where its own copies would cost an allocation each.
+    computed: Vec<u8>,
+    places: Vec<Place>,
     handle: PhantomData<&'h mut ()>,
     block: PhantomData<&'b [u8]>,
+}
+
+/// A parameter, and where in `computed` its value lies.
+struct Place {
+    index: c_int,
+    start: usize,
+    length: usize,
+    text: bool,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -59,9 +71,49 @@ impl<'h, 'b> Statement<'h, 'b> {
             connection,
             bound: 0,
             code: ffi::SQLITE_OK,
+            computed: Vec::new(),
+            places: Vec::new(),
             handle: PhantomData,
             block: PhantomData,
         })
+    }
+
+    fn compute(&mut self, value: &[u8], text: bool) {
+        self.bound += 1;
+        let (start, length) = (self.computed.len(), value.len());
+        self.computed.extend_from_slice(value);
+        self.places.push(Place { index: self.bound, start, length, text });
+    }
+
+    /// Binds what was computed for this row, now that it will not move any more.
+    fn bind_computed(&mut self) {
+        for Place { index, start, length, text } in self.places.drain(..) {
+            let data = self.computed[start..start + length].as_ptr();
+            // SAFETY: `raw` is a live statement until drop. The bytes stay until the next row has
+            // been begun, and every row binds every parameter before SQLite looks at them again.
+            let code = unsafe {
+                let (length, static_data) = (length as u64, ffi::SQLITE_STATIC());
+                match text {
+                    true => {
+                        let utf8 = ffi::SQLITE_UTF8 as u8;
+                        ffi::sqlite3_bind_text64(
+                            self.raw,
+                            index,
+                            data.cast(),
+                            length,
+                            static_data,
+                            utf8,
+                        )
+                    }
+                    false => {
+                        ffi::sqlite3_bind_blob64(self.raw, index, data.cast(), length, static_data)
+                    }
+                }
+            };
+            if self.code == ffi::SQLITE_OK {
+                self.code = code;
+            }
+        }
     }
 
     fn bind(&mut self, bind: impl FnOnce(*mut ffi::sqlite3_stmt, c_int) -> c_int) {
@@ -102,12 +154,7 @@ impl<'b> CellSink<'b> for Statement<'_, 'b> {
     }
 
     fn computed_text(&mut self, text: &str) {
-        // SAFETY: as above; SQLite copies the text before the call returns (SQLITE_TRANSIENT).
-        self.bind(|raw, index| unsafe {
-            let (data, length) = (text.as_ptr().cast(), text.len() as u64);
-            let utf8 = ffi::SQLITE_UTF8 as u8;
-            ffi::sqlite3_bind_text64(raw, index, data, length, ffi::SQLITE_TRANSIENT(), utf8)
-        });
+        self.compute(text.as_bytes(), true);
     }
 
     fn blob(&mut self, bytes: &'b [u8]) {
@@ -119,14 +166,11 @@ impl<'b> CellSink<'b> for Statement<'_, 'b> {
     }
 
     fn computed_blob(&mut self, bytes: &[u8]) {
-        // SAFETY: as for `computed_text`.
-        self.bind(|raw, index| unsafe {
-            let (data, length) = (bytes.as_ptr().cast(), bytes.len() as u64);
-            ffi::sqlite3_bind_blob64(raw, index, data, length, ffi::SQLITE_TRANSIENT())
-        });
+        self.compute(bytes, false);
     }
 
     fn end_row(&mut self) -> Result<(), StatementError> {
+        self.bind_computed();
         if self.code != ffi::SQLITE_OK {
             return Err(error(self.connection));
         }
@@ -138,12 +182,15 @@ impl<'b> CellSink<'b> for Statement<'_, 'b> {
         }
         // SAFETY: as above.
         unsafe { ffi::sqlite3_reset(self.raw) };
+        self.computed.clear();
         Ok(())
     }
 
     fn discard_row(&mut self) {
         self.bound = 0;
         self.code = ffi::SQLITE_OK;
+        self.places.clear();
+        self.computed.clear();
     }
 }
 

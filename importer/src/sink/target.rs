@@ -40,6 +40,13 @@ pub(super) trait Catalog {
         job: &Job<'_>,
         statements: &[String],
     ) -> impl Future<Output = Result<(), Failure>> + Send;
+
+    /// Keeps the schema in the ledger under its fingerprint. What is there already stays.
+    fn record_schema(
+        &self,
+        job: &Job<'_>,
+        header: &Header,
+    ) -> impl Future<Output = Result<(), Failure>> + Send;
 }
 
 /// Remembered targets, by feed and schema fingerprint.
@@ -65,6 +72,8 @@ impl Targets {
             return Ok(target.clone());
         }
         let target = Arc::new(build(catalog, job, header, &captures).await?);
+        // Once per schema, ahead of the ledger rows that name it, instead of in every transaction.
+        catalog.record_schema(job, header).await?;
         let mut targets = self.lock();
         if targets.len() >= TARGETS_MAX {
             targets.clear();
