@@ -3,14 +3,16 @@
 
 use apache_avro::Codec;
 
-pub(crate) struct Set {
-    pub(crate) name: &'static str,
-    pub(crate) schema: &'static str,
+pub struct Set {
+    pub name: &'static str,
+    pub schema: &'static str,
     /// Rows and their binary encoding, block by block.
     blocks: Vec<(u64, Vec<u8>)>,
 }
 
 const BLOCK_BYTES: usize = 64 << 10;
+
+const SYNC: [u8; 16] = [0x57; 16];
 
 const IMPRESSIONS: &str = r#"{"type":"record","name":"Impression","fields":[
     {"name":"auction_id","type":"string"},
@@ -189,7 +191,7 @@ impl Set {
         Self { name, schema, blocks }
     }
 
-    pub(crate) fn all(scale: i64) -> [Self; 3] {
+    pub fn all(scale: i64) -> [Self; 3] {
         [
             Self::new("impressions", IMPRESSIONS, 200_000 * scale, impression),
             Self::new("narrow", NARROW, 500_000 * scale, narrow),
@@ -197,27 +199,43 @@ impl Set {
         ]
     }
 
-    pub(crate) fn rows(&self) -> u64 {
+    pub fn impressions(rows: i64) -> Self {
+        Self::new("impressions", IMPRESSIONS, rows, impression)
+    }
+
+    pub fn rows(&self) -> u64 {
         self.blocks.iter().map(|(rows, _)| rows).sum()
     }
 
-    pub(crate) fn file(&self, codec: Codec, name: &str) -> Vec<u8> {
-        let sync = [0x57; 16];
+    /// The whole file. `codec` is `name` in the header.
+    pub fn file(&self, codec: Codec, name: &str) -> Vec<u8> {
+        let mut out = self.header(name);
+        out.extend_from_slice(&self.blocks(codec));
+        out
+    }
+
+    pub fn header(&self, codec: &str) -> Vec<u8> {
         let mut out = b"Obj\x01".to_vec();
         long(&mut out, 2);
         text(&mut out, "avro.schema");
         text(&mut out, self.schema);
         text(&mut out, "avro.codec");
-        text(&mut out, name);
+        text(&mut out, codec);
         long(&mut out, 0);
-        out.extend_from_slice(&sync);
+        out.extend_from_slice(&SYNC);
+        out
+    }
+
+    /// What follows the header; may be repeated.
+    pub fn blocks(&self, codec: Codec) -> Vec<u8> {
+        let mut out = Vec::new();
         for (rows, bytes) in &self.blocks {
             let mut bytes = bytes.clone();
             codec.compress(&mut bytes).unwrap();
             long(&mut out, *rows as i64);
             long(&mut out, bytes.len() as i64);
             out.extend_from_slice(&bytes);
-            out.extend_from_slice(&sync);
+            out.extend_from_slice(&SYNC);
         }
         out
     }

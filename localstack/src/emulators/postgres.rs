@@ -86,6 +86,11 @@ impl Postgres {
         format!("postgres://{USER}:{}@127.0.0.1:{}/{database}", self.password, self.port.number)
     }
 
+    /// One of its client programs, such as `psql`.
+    pub fn program(&self, name: &str) -> PathBuf {
+        self.bin.join(name)
+    }
+
     pub fn pid(&self) -> u32 {
         self.child.pid()
     }

@@ -1,21 +1,20 @@
-//! Decoding speed, one thread, against other readers in the same run: `cargo run --release`.
-//! `cargo run --release -- SCALE ROUNDS` for more rows (SCALE 10 is the size of the table in
-//! docs/performance.md) and more rounds. Rounds are interleaved, figures are medians. With FILES set
-//! to a folder the files are kept there, for `fastavro_rows.py` to read.
+//! Decoding speed, one thread, against other readers in the same run:
+//! `cargo run --release --bin decode [SCALE [ROUNDS]]`, for SCALE times 200,000 impressions. Rounds
+//! are interleaved, figures are medians. With FILES set to a folder the files are kept there, for
+//! `fastavro_rows.py` to read.
 
-mod data;
 mod peers;
 
 use std::hint::black_box;
 use std::time::Instant;
 
 use apache_avro::Codec;
-use data::Set;
 use weirgate_importer::avro::codec::Decompressor;
 use weirgate_importer::avro::container::Reader;
 use weirgate_importer::avro::limits::Limits;
 use weirgate_importer::avro::plan::{Plan, Target};
 use weirgate_importer::avro::table::{Dialect, Masks, TableDef};
+use weirgate_importer_bench::Set;
 
 /// Into COPY tuples, as the importer does it: chunks pushed, blocks out, one output buffer.
 fn weirgate(file: &[u8]) -> u64 {

@@ -1,5 +1,5 @@
-"""ns per row of fastavro on the files the bench keeps: FILES=/tmp/x cargo run --release; then
-python fastavro_rows.py /tmp/x (needs fastavro and cramjam)."""
+"""ns per row of fastavro on the files the bench keeps: FILES=folder cargo run --release --bin
+decode; then python fastavro_rows.py folder (needs fastavro and cramjam)."""
 
 import sys
 import time

@@ -1,0 +1,159 @@
+//! Real parts: a PostgreSQL, the stub's objects, and importers on them.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context as _, Result};
+use futures::{StreamExt as _, TryStreamExt as _, stream};
+use weirgate_common::clock;
+use weirgate_common::config::{Config, Feed};
+use weirgate_common::ledger::Ledger;
+use weirgate_importer::event::ObjectCreated;
+use weirgate_importer::import::{Importer, Settled};
+use weirgate_importer::object::Objects;
+use weirgate_importer::sink::Sink;
+use weirgate_local::world::{DatabaseKind, Options, World};
+
+pub struct System {
+    pub world: World,
+    /// The stub's objects, and files for `psql`.
+    pub folder: PathBuf,
+    pub stub_url: String,
+    stub: std::process::Child,
+}
+
+/// The default of `importer.slots`. All of them share the one connection.
+const SLOTS: usize = 4;
+
+/// One importer with one connection, and the feed that it works for.
+pub struct Bench {
+    importer: Importer,
+    pub ledger: Ledger,
+    feed: Feed,
+    objects: u64,
+}
+
+impl System {
+    pub async fn start() -> Result<Self> {
+        let options = Options { database: DatabaseKind::Postgres, ..Options::new("bench") };
+        let world = World::start(options).await?;
+        let folder = world.folder.join("files");
+        std::fs::create_dir_all(&folder)?;
+        let mut stub = Command::new(std::env::current_exe()?)
+            .arg("stub")
+            .arg(&folder)
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let mut port = String::new();
+        BufReader::new(stub.stdout.take().context("the stub's output is piped")?)
+            .read_line(&mut port)?;
+        let stub_url = format!("http://127.0.0.1:{}", port.trim());
+        let system = Self { world, folder, stub_url, stub };
+        // The local system saves on durability; here it is part of what is measured.
+        let durable = "ALTER SYSTEM SET fsync = on; ALTER SYSTEM SET full_page_writes = on";
+        for statement in durable.split("; ").chain(["SELECT pg_reload_conf()"]) {
+            system.psql(&[statement])?;
+        }
+        Ok(system)
+    }
+
+    pub async fn stop(mut self) {
+        // Whatever it says, the stub is gone then.
+        let _ = self.stub.kill();
+        let _ = self.stub.wait();
+        self.world.stop().await;
+    }
+
+    pub fn database_url(&self) -> String {
+        self.world.fleet.database.clone()
+    }
+
+    /// Runs statements one by one, each a transaction of its own, in one session.
+    pub fn psql(&self, statements: &[&str]) -> Result<()> {
+        let script = self.folder.join("script.sql");
+        std::fs::write(&script, statements.join("\n;\n"))?;
+        self.psql_file(&script)
+    }
+
+    pub fn psql_file(&self, script: &Path) -> Result<()> {
+        let postgres = self.world.postgres.as_ref().context("the world has PostgreSQL")?;
+        let status = Command::new(postgres.program("psql"))
+            .args(["-q", "-X", "-v", "ON_ERROR_STOP=1", "-o", "/dev/null", "-f"])
+            .arg(script)
+            .arg(self.database_url())
+            .status()?;
+        anyhow::ensure!(status.success(), "psql: {status}");
+        Ok(())
+    }
+
+    pub async fn bench(&self, database: &str, table: &str) -> Result<Bench> {
+        let text = format!(
+            "database = \"{database}\"\n\
+             [fleet.bench]\nqueue = \"https://sqs.eu-central-1.amazonaws.com/1/bench\"\n\
+             [feed.impressions]\nfleet = \"bench\"\nobjects = \"s3://bench/**\"\ntable = \"{table}\"\n"
+        );
+        let config = Config::parse(&text, &BTreeMap::new())
+            .map_err(|problems| anyhow::anyhow!("{problems:?}"))?;
+        let s3 = self.world.clients.s3.config().to_builder().endpoint_url(&self.stub_url);
+        let client = aws_sdk_s3::Client::from_conf(s3.build());
+        let ledger = Ledger::open(&config.database, 1).await?;
+        Ok(Bench {
+            importer: Importer {
+                objects: Objects::new(client, 5 << 30),
+                sink: Sink::new(&ledger),
+                worker: "bench".to_owned(),
+            },
+            ledger,
+            feed: config.feeds["impressions"].clone(),
+            objects: 0,
+        })
+    }
+}
+
+impl Bench {
+    /// Imports FILE as `objects` new objects, as many at a time as an importer has slots; the rows.
+    pub async fn import(&mut self, file: &str, objects: u64) -> Result<u64> {
+        let first = self.objects;
+        self.objects += objects;
+        let names = (first..self.objects).map(|number| format!("{file}/{number}"));
+        let imports = names.map(|name| self.import_one(name)).collect::<Vec<_>>();
+        stream::iter(imports)
+            .buffer_unordered(SLOTS)
+            .try_fold(0, async |sum, rows| Ok(sum + rows))
+            .await
+    }
+
+    async fn import_one(&self, key: String) -> Result<u64> {
+        let object = ObjectCreated {
+            bucket: "bench".to_owned(),
+            key,
+            etag: "x".to_owned(),
+            version_id: None,
+            size: None,
+            sequencer: None,
+            at: None,
+        };
+        let settled = self.importer.import("impressions", &self.feed, &object, clock::now()).await;
+        match settled.map_err(|failure| anyhow::anyhow!("{failure:?}"))? {
+            Settled::Committed { rows, .. } => Ok(rows),
+            other => anyhow::bail!("a new object is committed, not {other:?}"),
+        }
+    }
+}
+
+/// User and system time of a process so far, its threads included, in seconds.
+pub fn cpu_seconds(process: &str) -> Result<f64> {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat"))?;
+    // After the name, which may hold anything.
+    let fields = stat.rsplit(") ").next().context("the name ends")?;
+    let ticks: u64 = fields.split(' ').skip(11).take(2).flat_map(str::parse::<u64>).sum();
+    // USER_HZ is 100 on every architecture of Linux.
+    Ok(ticks as f64 / 100.0)
+}
+
+pub fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}

@@ -1,0 +1,5 @@
+//! What the benchmarks share: the data.
+
+mod data;
+
+pub use data::Set;
