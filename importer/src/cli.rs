@@ -17,12 +17,12 @@ use weirgate_common::ledger::Ledger;
 use weirgate_common::queue::Queue;
 use weirgate_common::telemetry::{self, Health, LogFormat};
 
-use crate::avro::limits::Limits;
-use crate::avro::schema::Schema;
 use crate::import::Importer;
 use crate::object::Objects;
 use crate::sink::Sink;
 use crate::worker::Worker;
+use weirgate_avro::limits::Limits;
+use weirgate_avro::schema::Schema;
 
 /// Imports objects from S3 into a database, exactly once in effect.
 ///

@@ -4,7 +4,7 @@
 //! event          body → events                         untrusted input
 //!   └─▶ protocol     the delivery state machine        pure: step(now, input) → effects
 //!         └─▶ object     pinned, streaming reads
-//!               └─▶ avro, rows   bytes → rows in the sink's wire format
+//!               └─▶ rows       bytes → rows in the sink's wire format, through `weirgate_avro`
 //!                     └─▶ sink       rows + ledger row, one transaction
 //!                           └─▶ import     one event of one feed, settled
 //!   intake, sqs      messages in, acknowledgements out
@@ -20,7 +20,6 @@ pub mod protocol;
 
 pub mod object;
 
-pub mod avro;
 pub mod rows;
 
 pub mod sink;

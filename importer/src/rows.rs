@@ -15,15 +15,15 @@ use tokio::sync::mpsc;
 use weirgate_common::config::OnBadRow;
 use weirgate_common::fault::{self, Fault};
 
-use crate::avro::codec::Decompressor;
-use crate::avro::constants::Constants;
-use crate::avro::container::{ContainerError, Header, Reader};
-use crate::avro::fault::{Fault as AvroFault, RowFault};
-use crate::avro::limits::Limits;
-use crate::avro::plan::Plan;
-use crate::avro::rows::Rows;
 use crate::failure::Failure;
 use crate::object::Object;
+use weirgate_avro::codec::Decompressor;
+use weirgate_avro::constants::Constants;
+use weirgate_avro::container::{ContainerError, Header, Reader};
+use weirgate_avro::fault::{Fault as AvroFault, RowFault};
+use weirgate_avro::limits::Limits;
+use weirgate_avro::plan::Plan;
+use weirgate_avro::rows::Rows;
 
 /// Chunks of this size keep the per-chunk cost of channels and sockets far below the cost of
 /// the rows in it.

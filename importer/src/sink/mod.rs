@@ -23,7 +23,6 @@ use weirgate_common::config::Feed;
 use weirgate_common::fault::{self, Fault};
 use weirgate_common::ledger::{Ledger, database_fault};
 
-use crate::avro::container::Header;
 use crate::event::ObjectCreated;
 use crate::failure::Failure;
 use crate::rows::{Chunks, Opened, REJECTED_MAX, RejectedRow};
@@ -31,6 +30,7 @@ use admission::{Admission, LedgerRow, RowState, admit};
 use postgres::Postgres;
 use sqlite::Sqlite;
 use target::{Target, Targets};
+use weirgate_avro::container::Header;
 
 /// What an import is about.
 #[derive(Clone, Copy)]

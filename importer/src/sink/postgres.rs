@@ -14,11 +14,11 @@ use super::{
     Outcome, SELECT_LEDGER, Transaction, Written, bad_key, bind_ledger, ledger_row, object_busy,
     refused, run,
 };
-use crate::avro::container::Header;
-use crate::avro::copy::{COPY_HEADER, COPY_TRAILER};
-use crate::avro::table::{Column, Dialect, Source, SqlType};
 use crate::failure::Failure;
 use crate::rows::{Chunks, Format, Opened};
+use weirgate_avro::container::Header;
+use weirgate_avro::copy::{COPY_HEADER, COPY_TRAILER};
+use weirgate_avro::table::{Column, Dialect, Source, SqlType};
 
 #[derive(Clone)]
 pub struct Postgres {

@@ -4,6 +4,10 @@
 use std::sync::Arc;
 
 use sqlx::{Executor, Row, SqliteConnection, SqlitePool};
+use weirgate_avro::container::Header;
+use weirgate_avro::fault::Fault;
+use weirgate_avro::rows::Stopped;
+use weirgate_avro::table::{Column, Dialect, Source, SqlType, quote};
 use weirgate_common::clock;
 use weirgate_common::config::OnBadRow;
 use weirgate_common::ledger::sqlite_fault;
@@ -15,10 +19,6 @@ use super::{
     ADVANCE_SEQUENCER, INSERT_LEDGER, INSERT_REJECTED, INSERT_SCHEMA, Import, Job, MARK_REPLACED,
     Outcome, SELECT_LEDGER, Transaction, Written, bad_key, bind_ledger, ledger_row, refused, run,
 };
-use crate::avro::container::Header;
-use crate::avro::fault::Fault;
-use crate::avro::rows::Stopped;
-use crate::avro::table::{Column, Dialect, Source, SqlType, quote};
 use crate::failure::Failure;
 use crate::rows::{Chunks, Format, Opened, bad_row, rejected};
 

@@ -9,8 +9,8 @@ use std::ptr;
 use libsqlite3_sys as ffi;
 use sqlx::sqlite::LockedSqliteHandle;
 
-use crate::avro::cells::CellSink;
-use crate::avro::rows::Stopped;
+use weirgate_avro::cells::CellSink;
+use weirgate_avro::rows::Stopped;
 
 /// An INSERT into which rows of blocks that live for `'b` are bound.
 pub(super) struct Statement<'h, 'b> {

@@ -9,13 +9,13 @@ use weirgate_common::config::{self, Evolve, Feed, TableName, WriteMode};
 use weirgate_common::fault::{self, Fault};
 
 use super::Job;
-use crate::avro::container::Header;
-use crate::avro::evolve::{self, Change};
-use crate::avro::limits::Limits;
-use crate::avro::plan::{self, Plan};
-use crate::avro::schema::Schema;
-use crate::avro::table::{Column, Dialect, Mask, Masks, OBJECT_COLUMN, Source, TableDef, quote};
 use crate::failure::Failure;
+use weirgate_avro::container::Header;
+use weirgate_avro::evolve::{self, Change};
+use weirgate_avro::limits::Limits;
+use weirgate_avro::plan::{self, Plan};
+use weirgate_avro::schema::Schema;
+use weirgate_avro::table::{Column, Dialect, Mask, Masks, OBJECT_COLUMN, Source, TableDef, quote};
 
 /// Everything about the table that imports of one schema need.
 #[derive(Debug)]

@@ -1,12 +1,12 @@
 //! The ends of every type's range: what the databases hold goes in unchanged, what they do not is
 //! refused with its reason.
 
-use weirgate_importer::avro::fault::{Fault, Reason};
-use weirgate_importer::avro::limits::Limits;
-use weirgate_importer::avro::plan::{Plan, Target};
-use weirgate_importer::avro::rows::Stopped;
-use weirgate_importer::avro::schema::Schema;
-use weirgate_importer::avro::table::{Column, Dialect, Mask, Masks, Source, SqlType, TableDef};
+use weirgate_avro::fault::{Fault, Reason};
+use weirgate_avro::limits::Limits;
+use weirgate_avro::plan::{Plan, Target};
+use weirgate_avro::rows::Stopped;
+use weirgate_avro::schema::Schema;
+use weirgate_avro::table::{Column, Dialect, Mask, Masks, Source, SqlType, TableDef};
 
 use super::{Cells, expect::Cell, server};
 

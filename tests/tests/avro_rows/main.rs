@@ -12,13 +12,13 @@ use apache_avro::{Codec, Reader as Reference, Schema as ReferenceSchema, Writer}
 use expect::Cell;
 use generate::{Generator, Type};
 use proptest::prelude::*;
-use weirgate_importer::avro::cells::CellSink;
-use weirgate_importer::avro::codec::Decompressor;
-use weirgate_importer::avro::container::Reader;
-use weirgate_importer::avro::limits::Limits;
-use weirgate_importer::avro::plan::{Plan, Target};
-use weirgate_importer::avro::schema::Schema;
-use weirgate_importer::avro::table::{Dialect, Masks, TableDef};
+use weirgate_avro::cells::CellSink;
+use weirgate_avro::codec::Decompressor;
+use weirgate_avro::container::Reader;
+use weirgate_avro::limits::Limits;
+use weirgate_avro::plan::{Plan, Target};
+use weirgate_avro::schema::Schema;
+use weirgate_avro::table::{Dialect, Masks, TableDef};
 
 fn codecs() -> [Codec; 6] {
     [

@@ -5,8 +5,8 @@ use std::sync::{Mutex, PoisonError};
 use anyhow::{Context as _, Result};
 use sqlx::postgres::PgConnection;
 use sqlx::{Connection as _, Executor as _};
-use weirgate_importer::avro::copy::{COPY_HEADER, COPY_TRAILER};
-use weirgate_importer::avro::table::{Column, quote};
+use weirgate_avro::copy::{COPY_HEADER, COPY_TRAILER};
+use weirgate_avro::table::{Column, quote};
 use weirgate_local::fleet::Tuning;
 use weirgate_tests::{DatabaseKind, System, run};
 

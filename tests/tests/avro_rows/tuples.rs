@@ -1,6 +1,6 @@
 //! Reads binary COPY tuples back, as PostgreSQL's `recv` functions would.
 
-use weirgate_importer::avro::table::{Column, SqlType};
+use weirgate_avro::table::{Column, SqlType};
 
 use super::expect::{Cell, parse};
 

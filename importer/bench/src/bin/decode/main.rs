@@ -9,11 +9,11 @@ use std::hint::black_box;
 use std::time::Instant;
 
 use apache_avro::Codec;
-use weirgate_importer::avro::codec::Decompressor;
-use weirgate_importer::avro::container::Reader;
-use weirgate_importer::avro::limits::Limits;
-use weirgate_importer::avro::plan::{Plan, Target};
-use weirgate_importer::avro::table::{Dialect, Masks, TableDef};
+use weirgate_avro::codec::Decompressor;
+use weirgate_avro::container::Reader;
+use weirgate_avro::limits::Limits;
+use weirgate_avro::plan::{Plan, Target};
+use weirgate_avro::table::{Dialect, Masks, TableDef};
 use weirgate_importer_bench::Set;
 
 /// Into COPY tuples, as the importer does it: chunks pushed, blocks out, one output buffer.

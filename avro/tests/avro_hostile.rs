@@ -3,14 +3,14 @@
 
 use apache_avro::types::Value;
 use apache_avro::{Codec, Schema as ReferenceSchema, Writer};
-use weirgate_importer::avro::cells::CellSink;
-use weirgate_importer::avro::codec::Decompressor;
-use weirgate_importer::avro::container::Reader;
-use weirgate_importer::avro::fault::Fault;
-use weirgate_importer::avro::limits::Limits;
-use weirgate_importer::avro::plan::{Plan, Target};
-use weirgate_importer::avro::schema::Schema;
-use weirgate_importer::avro::table::{Dialect, Masks, TableDef};
+use weirgate_avro::cells::CellSink;
+use weirgate_avro::codec::Decompressor;
+use weirgate_avro::container::Reader;
+use weirgate_avro::fault::Fault;
+use weirgate_avro::limits::Limits;
+use weirgate_avro::plan::{Plan, Target};
+use weirgate_avro::schema::Schema;
+use weirgate_avro::table::{Dialect, Masks, TableDef};
 
 /// Every kind of shape, in few bytes.
 const SCHEMA: &str = r#"{"type":"record","name":"R","fields":[

@@ -1,14 +1,14 @@
-//! The fuzz targets, as functions: the importer's own tests run them on the seeds.
+//! The fuzz targets, as functions: the crate's own tests run them on the seeds.
 
-use weirgate_importer::avro::cells::CellSink;
-use weirgate_importer::avro::codec::Decompressor;
-use weirgate_importer::avro::container::Reader;
-use weirgate_importer::avro::evolve::diff;
-use weirgate_importer::avro::fault::Fault;
-use weirgate_importer::avro::limits::Limits;
-use weirgate_importer::avro::plan::{Plan, Target};
-use weirgate_importer::avro::schema::Schema;
-use weirgate_importer::avro::table::{Dialect, Masks, SqlType, TableDef};
+use weirgate_avro::cells::CellSink;
+use weirgate_avro::codec::Decompressor;
+use weirgate_avro::container::Reader;
+use weirgate_avro::evolve::diff;
+use weirgate_avro::fault::Fault;
+use weirgate_avro::limits::Limits;
+use weirgate_avro::plan::{Plan, Target};
+use weirgate_avro::schema::Schema;
+use weirgate_avro::table::{Dialect, Masks, SqlType, TableDef};
 
 /// A whole file: header, schema, blocks, codecs, rows. The first byte sets the size of the pushes.
 pub fn container(input: &[u8]) {

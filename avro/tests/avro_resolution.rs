@@ -1,12 +1,12 @@
 //! Schema resolution by the book: the rules of the Avro 1.12 specification, one by one. Random
 //! schemas are compared with apache-avro elsewhere; here is what it does not do, or does wrongly.
 
-use weirgate_importer::avro::cells::CellSink;
-use weirgate_importer::avro::limits::Limits;
-use weirgate_importer::avro::plan::{Plan, Target};
-use weirgate_importer::avro::rows::Stopped;
-use weirgate_importer::avro::schema::Schema;
-use weirgate_importer::avro::table::{Dialect, Masks, TableDef};
+use weirgate_avro::cells::CellSink;
+use weirgate_avro::limits::Limits;
+use weirgate_avro::plan::{Plan, Target};
+use weirgate_avro::rows::Stopped;
+use weirgate_avro::schema::Schema;
+use weirgate_avro::table::{Dialect, Masks, TableDef};
 
 #[derive(Default)]
 struct Shown(Vec<String>);
