@@ -6,6 +6,9 @@ use super::limits::Limits;
 use super::schema::{Schema, SchemaError};
 use super::wire::{Cursor, Flaw};
 
+/// What every object container file begins with.
+pub const MAGIC: &[u8; 4] = b"Obj\x01";
+
 /// An object container file, read incrementally: bytes are pushed in as they arrive, whole blocks
 /// come out. Does no I/O and holds at most one block plus what was pushed since.
 ///
@@ -275,7 +278,7 @@ impl State {
         match self {
             Self::Magic => {
                 let found = *cursor.take_array::<4>()?;
-                if found != *b"Obj\x01" {
+                if found != *MAGIC {
                     return Err(Stop::Error(ContainerError::Magic { found }));
                 }
                 *self = Self::Run(Metadata::default());

@@ -6,7 +6,8 @@
 //!   └─▶ config           weirgate.toml, parsed once into typed values
 //!         └─▶ aws        clients, made one way
 //!               └─▶ queue, dead_letter     the SQS contract and what a dead letter carries
-//!         └─▶ ledger     what was imported, by whom, and what went wrong
+//!         └─▶ table      the DDL from a feed's table to what a schema wants of it
+//!               └─▶ ledger     what was imported, by whom, and what went wrong
 //!   └─▶ telemetry        logs, metrics, health
 //! ```
 //!
@@ -20,6 +21,8 @@ pub mod config;
 pub mod aws;
 pub mod dead_letter;
 pub mod queue;
+
+pub mod table;
 
 pub mod ledger;
 

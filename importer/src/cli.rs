@@ -21,8 +21,6 @@ use crate::import::Importer;
 use crate::object::Objects;
 use crate::sink::Sink;
 use crate::worker::Worker;
-use weirgate_avro::limits::Limits;
-use weirgate_avro::schema::Schema;
 
 /// Imports objects from S3 into a database, exactly once in effect.
 ///
@@ -92,12 +90,6 @@ pub fn run(arguments: impl Iterator<Item = OsString>) -> ExitCode {
 fn configured(arguments: &Arguments) -> anyhow::Result<(Config, String)> {
     let config = Config::load(&arguments.config)?;
     let fleet = config.fleet(arguments.fleet.as_deref())?.0.to_owned();
-    for (name, feed) in &config.feeds {
-        if let Some(json) = &feed.schema {
-            Schema::parse(json, &Limits::default())
-                .with_context(|| format!("feed.{name}.schema is no Avro schema"))?;
-        }
-    }
     Ok((config, fleet))
 }
 

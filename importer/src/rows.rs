@@ -12,11 +12,6 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use tokio::sync::mpsc;
-use weirgate_common::config::OnBadRow;
-use weirgate_common::fault::{self, Fault};
-
-use crate::failure::Failure;
-use crate::object::Object;
 use weirgate_avro::codec::Decompressor;
 use weirgate_avro::constants::Constants;
 use weirgate_avro::container::{ContainerError, Header, Reader};
@@ -24,6 +19,11 @@ use weirgate_avro::fault::{Fault as AvroFault, RowFault};
 use weirgate_avro::limits::Limits;
 use weirgate_avro::plan::Plan;
 use weirgate_avro::rows::Rows;
+use weirgate_common::config::OnBadRow;
+use weirgate_common::fault::{self, Fault};
+
+use crate::failure::Failure;
+use crate::object::Object;
 
 /// Chunks of this size keep the per-chunk cost of channels and sockets far below the cost of
 /// the rows in it.

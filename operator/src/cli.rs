@@ -17,7 +17,7 @@ use crate::address::Address;
 use crate::dlq::{self, DiscardOptions, ReplayOptions, Selection};
 use crate::screen::Screen;
 use crate::world::World;
-use crate::{audit, check, publish, status, wait};
+use crate::{audit, check, publish, schema, status, wait};
 
 const ABOUT: &str = "Look at, check and repair a Weirgate system.";
 
@@ -27,6 +27,8 @@ Examples:
   weirgate status                           how fresh are the tables, what waits, who works?
   weirgate publish day/*.avro s3://ads-events/impressions/dt=2026-03-01/
   weirgate wait s3://ads-events/impressions/dt=2026-03-01/ --timeout 30m
+  weirgate schema impression.avsc --feed impressions
+                                            what DDL would a new schema run?
   weirgate audit                            is every object loaded, exactly once?
   weirgate dlq list                         what could not be processed, and why
   weirgate dlq replay --reason missing_object --limit 1 --yes
@@ -104,6 +106,24 @@ enum Command {
         /// Look again this often.
         #[arg(long, default_value = "2s", value_parser = parse_duration, value_name = "SPAN")]
         poll: Duration,
+    },
+    /// Print the DDL that a file's schema would run on its feed's table.
+    ///
+    /// Nothing is changed: run it yourself, or let the first importer do it. Exits with 1 when the
+    /// rows will not fit into the table under the feed's `evolve`, and says which field is why.
+    #[command(after_help = "Examples:
+  weirgate schema impression.avsc --feed impressions
+  weirgate schema part-0.avro --object s3://ads-events/impressions/dt=2026-03-01/part-0.avro
+  weirgate schema impression.avsc --feed impressions | psql")]
+    Schema {
+        /// An Avro file, or a schema as JSON.
+        file: PathBuf,
+        /// The feed whose table is meant [default: the one that takes the object].
+        #[arg(long, value_name = "NAME")]
+        feed: Option<String>,
+        /// An object as the file would be published; its key tells the types of captured columns.
+        #[arg(long, value_name = "S3-ADDRESS")]
+        object: Option<Address>,
     },
     /// Compare S3 with the ledger and the ledger with the tables.
     ///
@@ -304,6 +324,7 @@ fn exit(args: impl Iterator<Item = OsString>) -> Exit {
     match outcome {
         Ok(well) => well.into(),
         Err(error) if error.is::<UnknownFleet>() => failed(error.as_ref(), Exit::Usage),
+        Err(error) if error.is::<schema::Unclear>() => failed(error.as_ref(), Exit::Usage),
         Err(error) if error.is::<Unselective>() => failed(error.as_ref(), Exit::Usage),
         Err(error) => failed(error.as_ref(), Exit::Wrong),
     }
@@ -324,6 +345,9 @@ async fn command(
         }
         Command::Wait { prefix, timeout, poll } => {
             wait::wait(world, screen, &prefix, timeout, poll).await
+        }
+        Command::Schema { file, feed, object } => {
+            schema::schema(world, screen, &file, feed.as_deref(), object.as_ref()).await
         }
         Command::Audit { grace } => audit::audit(world, screen, fleet, grace).await,
         Command::Dlq(Dlq::List { select, each }) => {

@@ -10,6 +10,7 @@
 //!               └─▶ status     does it work, and how well?
 //!               └─▶ publish    files to S3
 //!               └─▶ wait       until everything under a prefix is loaded
+//!               └─▶ schema   the DDL a file's schema would run
 //!               └─▶ audit      is everything loaded, exactly once?
 //!               └─▶ dlq        dead letters: look, understand, replay
 //!                     └─▶ cli  the command line over all of them
@@ -39,6 +40,8 @@ mod status;
 mod publish;
 
 mod wait;
+
+mod schema;
 
 mod audit;
 

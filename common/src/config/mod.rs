@@ -13,9 +13,14 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use weirgate_avro::limits::Limits;
+use weirgate_avro::schema::Schema;
+
 pub use pattern::{ObjectPattern, PatternError, is_leftover};
 pub use reader::Problem;
 use reader::{Reader, Section};
+
+use crate::fault;
 
 /// Where programs look for the file when no `--config` is given.
 pub const PATH_VARIABLE: &str = "WEIRGATE_CONFIG";
@@ -328,7 +333,7 @@ fn feed(
     let on_bad_row = section.optional(reader, "on_bad_row", |text| {
         one_of(text, &[("object", OnBadRow::Object), ("quarantine", OnBadRow::Quarantine)])
     });
-    let schema = section.optional(reader, "schema", parse_text);
+    let schema = section.optional(reader, "schema", parse_schema);
     let mut masks = BTreeMap::new();
     for (field, mut column) in section.named_sections(reader, "columns") {
         let mask =
@@ -511,6 +516,14 @@ fn parse_mask(text: &str, salt: Option<&str>) -> Result<Mask, String> {
 
 fn parse_text(text: &str) -> Result<String, String> {
     if text.is_empty() { Err("is empty".to_owned()) } else { Ok(text.to_owned()) }
+}
+
+/// JSON of a schema that Weirgate understands.
+fn parse_schema(text: &str) -> Result<String, String> {
+    match Schema::parse(text, &Limits::default()) {
+        Ok(_) => Ok(text.to_owned()),
+        Err(error) => Err(format!("is no Avro schema: {}", fault::chain(&error))),
+    }
 }
 
 fn parse_number<T: std::str::FromStr>(text: &str) -> Result<T, String> {

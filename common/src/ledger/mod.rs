@@ -9,6 +9,8 @@ mod errors;
 mod failures;
 mod migrate;
 mod objects;
+mod schemas;
+mod tables;
 mod workers;
 
 use std::borrow::Cow;
@@ -32,6 +34,7 @@ pub use control::PlanRecord;
 pub use errors::{LedgerError, database_fault, sqlite_fault};
 pub use failures::{Failure, Resolution};
 pub use objects::FeedSummary;
+pub use tables::AlterError;
 pub use workers::{WorkerReport, WorkerState};
 
 /// A pool of connections to the database with the ledger in it.

@@ -18,6 +18,7 @@ mod sqlite;
 
 use std::sync::Arc;
 
+use weirgate_avro::container::Header;
 use weirgate_common::clock::Timestamp;
 use weirgate_common::config::Feed;
 use weirgate_common::fault::{self, Fault};
@@ -30,7 +31,6 @@ use admission::{Admission, LedgerRow, RowState, admit};
 use postgres::Postgres;
 use sqlite::Sqlite;
 use target::{Target, Targets};
-use weirgate_avro::container::Header;
 
 /// What an import is about.
 #[derive(Clone, Copy)]
@@ -111,11 +111,11 @@ impl<'j> Import<'j> {
         job: Job<'j>,
         opened: &Opened,
         targets: &Targets,
-        catalog: &impl target::Catalog,
+        ledger: &Ledger,
     ) -> Result<Self, Failure> {
         let header = opened.header().cloned();
         let target = match &header {
-            Some(header) => Some(targets.prepare(catalog, &job, header).await?),
+            Some(header) => Some(targets.prepare(ledger, &job, header).await?),
             None => None,
         };
         let bytes = i64::try_from(opened.bytes()).unwrap_or(i64::MAX);
@@ -232,9 +232,6 @@ const INSERT_LEDGER: &str = "INSERT INTO weirgate.object (id, feed, bucket, key,
 const MARK_REPLACED: &str = "UPDATE weirgate.object SET state = 'replaced' WHERE id = $1";
 
 const ADVANCE_SEQUENCER: &str = "UPDATE weirgate.object SET sequencer = $2 WHERE id = $1";
-
-const INSERT_SCHEMA: &str = "INSERT INTO weirgate.schema (fingerprint, json, first_seen)
-     VALUES ($1, $2, $3) ON CONFLICT (fingerprint) DO NOTHING";
 
 /// Binds [`INSERT_LEDGER`]; the two databases differ only in type.
 macro_rules! bind_ledger {

@@ -4,25 +4,25 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use sha2::{Digest, Sha256};
-use sqlx::{Executor, PgConnection, PgPool};
+use sqlx::{PgConnection, PgPool};
+use weirgate_avro::copy::{COPY_HEADER, COPY_TRAILER};
 use weirgate_common::clock;
+use weirgate_common::ledger::Ledger;
 
 use super::admission::LedgerRow;
-use super::target::{Catalog, Target, Targets, captures};
+use super::target::{Target, Targets, captures};
 use super::{
-    ADVANCE_SEQUENCER, INSERT_LEDGER, INSERT_REJECTED, INSERT_SCHEMA, Import, Job, MARK_REPLACED,
-    Outcome, SELECT_LEDGER, Transaction, Written, bad_key, bind_ledger, ledger_row, object_busy,
-    refused, run,
+    ADVANCE_SEQUENCER, INSERT_LEDGER, INSERT_REJECTED, Import, Job, MARK_REPLACED, Outcome,
+    SELECT_LEDGER, Transaction, Written, bad_key, bind_ledger, ledger_row, object_busy, refused,
+    run,
 };
 use crate::failure::Failure;
 use crate::rows::{Chunks, Format, Opened};
-use weirgate_avro::container::Header;
-use weirgate_avro::copy::{COPY_HEADER, COPY_TRAILER};
-use weirgate_avro::table::{Column, Dialect, Source, SqlType};
 
 #[derive(Clone)]
 pub struct Postgres {
     pool: PgPool,
+    ledger: Ledger,
     targets: Arc<Targets>,
     ids: Arc<Mutex<VecDeque<i64>>>,
 }
@@ -33,7 +33,8 @@ const IDS_AT_ONCE: i64 = 64;
 
 impl Postgres {
     pub fn new(pool: PgPool) -> Self {
-        Postgres { pool, targets: Arc::default(), ids: Arc::default() }
+        let ledger = Ledger::Postgres(pool.clone());
+        Postgres { pool, ledger, targets: Arc::default(), ids: Arc::default() }
     }
 
     pub async fn ledger_rows(&self, job: &Job<'_>) -> Result<Vec<LedgerRow>, Failure> {
@@ -42,7 +43,7 @@ impl Postgres {
     }
 
     pub async fn import(&self, job: &Job<'_>, opened: Opened) -> Result<Outcome, Failure> {
-        let import = Import::prepare(*job, &opened, &self.targets, self).await?;
+        let import = Import::prepare(*job, &opened, &self.targets, &self.ledger).await?;
         let id = self.next_id(job).await?;
         let format = match &import.target {
             Some(target) => {
@@ -150,56 +151,6 @@ impl Transaction for Open {
 
     async fn commit(self, job: &Job<'_>) -> Result<(), Failure> {
         self.transaction.commit().await.map_err(|error| refused(job, "commit", &error))
-    }
-}
-
-impl Catalog for Postgres {
-    const DIALECT: Dialect = Dialect::Postgres;
-
-    async fn columns(&self, job: &Job<'_>) -> Result<Vec<Column>, Failure> {
-        let rows: Vec<(String, String, bool)> = sqlx::query_as(
-            "SELECT attname::text, format_type(atttypid, atttypmod), NOT attnotnull
-             FROM pg_attribute
-             WHERE attrelid = to_regclass($1) AND attnum > 0 AND NOT attisdropped
-             ORDER BY attnum",
-        )
-        .bind(job.feed.table.in_postgres())
-        .fetch_all(&self.pool)
-        .await
-        .map_err(|error| refused(job, "reading the table's columns", &error))?;
-        let column = |(name, sql_type, nullable): (String, String, bool)| Column {
-            source: Source::Field(name.clone()),
-            name,
-            sql_type: SqlType::from_postgres(&sql_type),
-            nullable,
-        };
-        Ok(rows.into_iter().map(column).collect())
-    }
-
-    async fn apply(&self, job: &Job<'_>, statements: &[String]) -> Result<(), Failure> {
-        let failed = |error: sqlx::Error| refused(job, "preparing the table", &error);
-        let mut transaction = self.pool.begin().await.map_err(failed)?;
-        sqlx::query("SELECT pg_advisory_xact_lock($1)")
-            .bind(lock_key(&["ddl", &job.feed.table.to_string()]))
-            .execute(&mut *transaction)
-            .await
-            .map_err(failed)?;
-        for statement in statements {
-            tracing::info!(feed = job.feed_name, "{statement}");
-            transaction.execute(statement.as_str()).await.map_err(failed)?;
-        }
-        transaction.commit().await.map_err(failed)
-    }
-
-    async fn record_schema(&self, job: &Job<'_>, header: &Header) -> Result<(), Failure> {
-        sqlx::query(INSERT_SCHEMA)
-            .bind(header.fingerprint)
-            .bind(&header.schema_json)
-            .bind(clock::now())
-            .execute(&self.pool)
-            .await
-            .map(drop)
-            .map_err(|error| refused(job, "recording the schema", &error))
     }
 }
 

@@ -3,21 +3,20 @@
 
 use std::sync::Arc;
 
-use sqlx::{Executor, Row, SqliteConnection, SqlitePool};
-use weirgate_avro::container::Header;
+use sqlx::{SqliteConnection, SqlitePool};
 use weirgate_avro::fault::Fault;
 use weirgate_avro::rows::Stopped;
-use weirgate_avro::table::{Column, Dialect, Source, SqlType, quote};
+use weirgate_avro::table::quote;
 use weirgate_common::clock;
 use weirgate_common::config::OnBadRow;
-use weirgate_common::ledger::sqlite_fault;
+use weirgate_common::ledger::{Ledger, sqlite_fault};
 
 use super::admission::LedgerRow;
 use super::statement::Statement;
-use super::target::{Catalog, Target, Targets, captures};
+use super::target::{Target, Targets, captures};
 use super::{
-    ADVANCE_SEQUENCER, INSERT_LEDGER, INSERT_REJECTED, INSERT_SCHEMA, Import, Job, MARK_REPLACED,
-    Outcome, SELECT_LEDGER, Transaction, Written, bad_key, bind_ledger, ledger_row, refused, run,
+    ADVANCE_SEQUENCER, INSERT_LEDGER, INSERT_REJECTED, Import, Job, MARK_REPLACED, Outcome,
+    SELECT_LEDGER, Transaction, Written, bad_key, bind_ledger, ledger_row, refused, run,
 };
 use crate::failure::Failure;
 use crate::rows::{Chunks, Format, Opened, bad_row, rejected};
@@ -25,12 +24,14 @@ use crate::rows::{Chunks, Format, Opened, bad_row, rejected};
 #[derive(Clone)]
 pub struct Sqlite {
     pool: SqlitePool,
+    ledger: Ledger,
     targets: Arc<Targets>,
 }
 
 impl Sqlite {
     pub fn new(pool: SqlitePool) -> Self {
-        Sqlite { pool, targets: Arc::default() }
+        let ledger = Ledger::Sqlite(pool.clone());
+        Sqlite { pool, ledger, targets: Arc::default() }
     }
 
     pub async fn ledger_rows(&self, job: &Job<'_>) -> Result<Vec<LedgerRow>, Failure> {
@@ -39,7 +40,7 @@ impl Sqlite {
     }
 
     pub async fn import(&self, job: &Job<'_>, opened: Opened) -> Result<Outcome, Failure> {
-        let import = Import::prepare(*job, &opened, &self.targets, self).await?;
+        let import = Import::prepare(*job, &opened, &self.targets, &self.ledger).await?;
         let chunks = opened.start(Format::Blocks).await?;
         let imported = run(Open(self.begin(job).await?), &import, chunks).await;
         imported.inspect_err(|failure| self.targets.reconsider(job.feed_name, failure))
@@ -126,57 +127,6 @@ impl Transaction for Open {
 
     async fn commit(self, job: &Job<'_>) -> Result<(), Failure> {
         self.0.commit().await.map_err(|error| refused(job, "commit", &error))
-    }
-}
-
-impl Catalog for Sqlite {
-    const DIALECT: Dialect = Dialect::Sqlite;
-
-    async fn columns(&self, job: &Job<'_>) -> Result<Vec<Column>, Failure> {
-        let failed = |error: sqlx::Error| refused(job, "reading the table's columns", &error);
-        let rows = sqlx::query("SELECT name, type, \"notnull\" FROM pragma_table_info($1)")
-            .bind(job.feed.table.in_sqlite())
-            .fetch_all(&self.pool)
-            .await
-            .map_err(failed)?;
-        rows.into_iter()
-            .map(|row| {
-                let (name, declared): (String, String) = (row.try_get(0)?, row.try_get(1)?);
-                Ok(Column {
-                    source: Source::Field(name.clone()),
-                    name,
-                    sql_type: SqlType::from_sqlite(&declared),
-                    nullable: !row.try_get::<bool, _>(2)?,
-                })
-            })
-            .collect::<Result<_, sqlx::Error>>()
-            .map_err(failed)
-    }
-
-    async fn apply(&self, job: &Job<'_>, statements: &[String]) -> Result<(), Failure> {
-        let failed = |error: sqlx::Error| refused(job, "preparing the table", &error);
-        let mut transaction = self.begin(job).await?;
-        for statement in statements {
-            tracing::info!(feed = job.feed_name, "{statement}");
-            match transaction.execute(statement.as_str()).await {
-                Ok(_) => {}
-                // SQLite has no ADD COLUMN IF NOT EXISTS; another importer was first.
-                Err(error) if error.to_string().contains("duplicate column name") => {}
-                Err(error) => return Err(failed(error)),
-            }
-        }
-        transaction.commit().await.map_err(failed)
-    }
-
-    async fn record_schema(&self, job: &Job<'_>, header: &Header) -> Result<(), Failure> {
-        sqlx::query(&prefixed(INSERT_SCHEMA))
-            .bind(header.fingerprint)
-            .bind(&header.schema_json)
-            .bind(clock::now())
-            .execute(&self.pool)
-            .await
-            .map(drop)
-            .map_err(|error| refused(job, "recording the schema", &error))
     }
 }
 

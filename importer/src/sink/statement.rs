@@ -8,7 +8,6 @@ use std::ptr;
 
 use libsqlite3_sys as ffi;
 use sqlx::sqlite::LockedSqliteHandle;
-
 use weirgate_avro::cells::CellSink;
 use weirgate_avro::rows::Stopped;
 

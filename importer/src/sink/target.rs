@@ -5,17 +5,19 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use weirgate_common::config::{self, Evolve, Feed, TableName, WriteMode};
-use weirgate_common::fault::{self, Fault};
-
-use super::Job;
-use crate::failure::Failure;
 use weirgate_avro::container::Header;
-use weirgate_avro::evolve::{self, Change};
+use weirgate_avro::evolve;
 use weirgate_avro::limits::Limits;
 use weirgate_avro::plan::{self, Plan};
 use weirgate_avro::schema::Schema;
-use weirgate_avro::table::{Column, Dialect, Mask, Masks, OBJECT_COLUMN, Source, TableDef, quote};
+use weirgate_avro::table::{Column, TableDef, quote};
+use weirgate_common::clock;
+use weirgate_common::fault::{self, Fault};
+use weirgate_common::ledger::{AlterError, Ledger, LedgerError};
+use weirgate_common::table::{self, Misfit};
+
+use super::{Job, refused};
+use crate::failure::Failure;
 
 /// Everything about the table that imports of one schema need.
 #[derive(Debug)]
@@ -25,28 +27,6 @@ pub(super) struct Target {
     pub table: String,
     /// Quoted, in the order of the plan, separated by commas.
     pub columns: String,
-}
-
-/// What preparing a target asks of a database.
-pub(super) trait Catalog {
-    const DIALECT: Dialect;
-
-    /// The columns of the table in its order; empty when there is no such table.
-    fn columns(&self, job: &Job<'_>) -> impl Future<Output = Result<Vec<Column>, Failure>> + Send;
-
-    /// Runs DDL in one transaction, alone among all importers. What is done already is no error.
-    fn apply(
-        &self,
-        job: &Job<'_>,
-        statements: &[String],
-    ) -> impl Future<Output = Result<(), Failure>> + Send;
-
-    /// Keeps the schema in the ledger under its fingerprint. What is there already stays.
-    fn record_schema(
-        &self,
-        job: &Job<'_>,
-        header: &Header,
-    ) -> impl Future<Output = Result<(), Failure>> + Send;
 }
 
 /// Remembered targets, by feed and schema fingerprint.
@@ -60,9 +40,9 @@ type Key = (String, i64);
 const TARGETS_MAX: usize = 1_000;
 
 impl Targets {
-    pub(super) async fn prepare<C: Catalog>(
+    pub(super) async fn prepare(
         &self,
-        catalog: &C,
+        ledger: &Ledger,
         job: &Job<'_>,
         header: &Header,
     ) -> Result<Arc<Target>, Failure> {
@@ -71,9 +51,11 @@ impl Targets {
         if let Some(target) = self.lock().get(&key) {
             return Ok(target.clone());
         }
-        let target = Arc::new(build(catalog, job, header, &captures).await?);
+        let target = Arc::new(build(ledger, job, header, &captures).await?);
         // Once per schema, ahead of the ledger rows that name it, instead of in every transaction.
-        catalog.record_schema(job, header).await?;
+        let (fingerprint, json) = (header.fingerprint, &header.schema_json);
+        let recorded = ledger.record_schema(fingerprint, json, clock::now()).await;
+        recorded.map_err(|error| no_ledger(job, &error))?;
         let mut targets = self.lock();
         if targets.len() >= TARGETS_MAX {
             targets.clear();
@@ -104,24 +86,16 @@ pub(super) fn captures(job: &Job<'_>) -> Vec<(String, String)> {
     pattern.captures().iter().cloned().zip(values.into_iter().map(str::to_owned)).collect()
 }
 
-/// The table's name as the database wants it in statements.
-fn quoted(dialect: Dialect, table: &TableName) -> String {
-    match dialect {
-        Dialect::Postgres => table.in_postgres(),
-        Dialect::Sqlite => quote(&table.in_sqlite()),
-    }
-}
-
-async fn build<C: Catalog>(
-    catalog: &C,
+async fn build(
+    ledger: &Ledger,
     job: &Job<'_>,
     header: &Header,
     captures: &[(String, String)],
 ) -> Result<Target, Failure> {
-    let table = quoted(C::DIALECT, &job.feed.table);
-    let masks = masks(job.feed);
+    let (feed, dialect) = (job.feed, ledger.dialect());
+    let masks = table::masks(feed);
     let limits = Limits::default();
-    let reader = match &job.feed.schema {
+    let reader = match &feed.schema {
         Some(json) => {
             Some(Schema::parse(json, &limits).map_err(|error| incompatible(job, &error))?)
         }
@@ -129,115 +103,53 @@ async fn build<C: Catalog>(
     };
     let wanted = TableDef::new(reader.as_ref().unwrap_or(&header.schema), captures, true, &masks)
         .map_err(|error| incompatible(job, &error))?;
-    let mut existing = catalog.columns(job).await?;
-    if existing.is_empty() {
-        let statements = create(C::DIALECT, &job.feed.table, &wanted);
-        catalog.apply(job, &statements).await?;
-        existing = catalog.columns(job).await?;
-    }
-    let lineage = evolve::find(&existing, OBJECT_COLUMN).is_some();
-    if !lineage && job.feed.write == WriteMode::Replace {
-        let detail = format!(
-            "table {} has no column {OBJECT_COLUMN}, which write = \"replace\" needs to find the rows of an overwritten object; add `{OBJECT_COLUMN} bigint`, or set write = \"append\"",
-            job.feed.table
-        );
-        return Err(Failure::permanent("incompatible_table", detail));
-    }
-    let wanted: Vec<Column> =
-        wanted.columns.into_iter().filter(|c| lineage || c.source != Source::Object).collect();
-    let changes = evolve::diff(C::DIALECT, &existing, &wanted);
-    let statements = allowed(C::DIALECT, job, &table, &changes)?;
-    if !statements.is_empty() {
-        catalog.apply(job, &statements).await?;
-        existing = catalog.columns(job).await?;
-    }
+    let ddl = |existing: &[Column]| table::ddl(dialect, feed, existing, &wanted);
+    let existing =
+        ledger.table_columns(&feed.table).await.map_err(|error| no_ledger(job, &error))?;
+    let existing = if ddl(&existing).map_err(|misfit| unfit(job, &misfit))?.is_empty() {
+        existing
+    } else {
+        ledger.alter_table(&feed.table, ddl).await.map_err(|error| match error {
+            AlterError::Misfit(misfit) => unfit(job, &misfit),
+            AlterError::Ledger(error) => no_ledger(job, &error),
+        })?
+    };
     let columns: Vec<Column> = existing
-        .into_iter()
-        .map(|column| match evolve::find(&wanted, &column.name) {
-            Some(want) => Column { source: want.source.clone(), ..column },
-            None => column,
+        .iter()
+        .map(|column| match evolve::find(&wanted.columns, &column.name) {
+            Some(want) => Column { source: want.source.clone(), ..column.clone() },
+            None => column.clone(),
         })
         .collect();
-    let target =
-        plan::Target { dialect: C::DIALECT, columns: &columns, masks: &masks, limits: &limits };
+    let target = plan::Target { dialect, columns: &columns, masks: &masks, limits: &limits };
     let plan = Plan::compile(&header.schema, reader.as_ref(), &target)
         .map_err(|error| incompatible(job, &error))?;
     for note in plan.notes() {
-        tracing::warn!(feed = job.feed_name, table = %job.feed.table, "{note}");
+        tracing::warn!(feed = job.feed_name, table = %feed.table, "{note}");
     }
     let columns: Vec<String> = plan.columns().iter().map(|column| quote(&column.name)).collect();
-    Ok(Target { plan: Arc::new(plan), table, columns: columns.join(", ") })
+    let (table, columns) = (table::quoted(dialect, &feed.table), columns.join(", "));
+    Ok(Target { plan: Arc::new(plan), table, columns })
 }
 
-fn masks(feed: &Feed) -> Masks {
-    let mask = |mask: &config::Mask| match mask {
-        config::Mask::Sha256 { salt } => Mask::Sha256 { salt: salt.0.clone() },
-        config::Mask::Null => Mask::Null,
-        config::Mask::Last4 => Mask::Last4,
+/// The database did not answer, or refused.
+fn no_ledger(job: &Job<'_>, error: &LedgerError) -> Failure {
+    match error {
+        LedgerError::Statement { what, source } => refused(job, what, source),
+        LedgerError::Connect { .. } | LedgerError::TooNew { .. } => {
+            Failure::new(error.fault(), "database_away", fault::chain(error))
+        }
+    }
+}
+
+fn unfit(job: &Job<'_>, misfit: &Misfit) -> Failure {
+    let code = match misfit {
+        Misfit::NoLineage => "incompatible_table",
+        Misfit::Incompatible { .. } | Misfit::Narrow { .. } | Misfit::Fixed { .. } => {
+            "incompatible_schema"
+        }
     };
-    feed.masks.iter().map(|(field, config)| (field.clone(), mask(config))).collect()
-}
-
-fn create(dialect: Dialect, name: &TableName, wanted: &TableDef) -> Vec<String> {
-    let table = quoted(dialect, name);
-    let mut statements = Vec::new();
-    if let (Dialect::Postgres, Some(schema)) = (dialect, &name.schema) {
-        // IF NOT EXISTS asks for CREATE on the database even when the schema exists.
-        let literal = schema.replace('\'', "''");
-        statements.push(format!(
-            "DO $weirgate$ BEGIN IF to_regnamespace(quote_ident('{literal}')) IS NULL THEN CREATE SCHEMA {}; END IF; END $weirgate$",
-            quote(schema)
-        ));
-    }
-    statements.push(wanted.create_table_sql(dialect, &table));
-    if dialect == Dialect::Postgres {
-        // The rows of one object lie together, so block ranges find them at next to no cost.
-        let index: String = format!("{}__object", name.name).chars().take(60).collect();
-        statements.push(format!(
-            "CREATE INDEX IF NOT EXISTS {} ON {table} USING brin ({})",
-            quote(&index),
-            quote(OBJECT_COLUMN)
-        ));
-    }
-    statements
-}
-
-/// The DDL the feed's policy lets us run, or why it does not.
-fn allowed(
-    dialect: Dialect,
-    job: &Job<'_>,
-    table: &str,
-    changes: &[Change],
-) -> Result<Vec<String>, Failure> {
-    let mut statements = Vec::new();
-    for change in changes {
-        let reason = match (change, job.feed.evolve) {
-            (Change::Incompatible { field, old, new }, _) => {
-                format!("field {field} is {new}, but the column is {old}")
-            }
-            (Change::Widen { column, from, to }, Evolve::Fixed | Evolve::AddColumns) => {
-                format!(
-                    "column {column} is {from} and would have to become {to}; alter it or set evolve = \"widen\", then replay"
-                )
-            }
-            (Change::Add(column), Evolve::Fixed) => {
-                format!(
-                    "the table has no column {} and evolve = \"fixed\"; add it, then replay",
-                    column.name
-                )
-            }
-            // Under a fixed table a null is a bad row, if one ever comes.
-            (Change::Relax { .. }, Evolve::Fixed) => continue,
-            (Change::Add(_) | Change::Relax { .. }, Evolve::AddColumns | Evolve::Widen)
-            | (Change::Widen { .. }, Evolve::Widen) => {
-                statements.extend(evolve::change_sql(dialect, table, change));
-                continue;
-            }
-        };
-        let detail = format!("{} does not fit table {}: {reason}", job.object_name, job.feed.table);
-        return Err(Failure::permanent("incompatible_schema", detail));
-    }
-    Ok(statements)
+    Failure { code, ..incompatible(job, misfit) }
 }
 
 fn incompatible(job: &Job<'_>, error: &(dyn std::error::Error + 'static)) -> Failure {
