@@ -1,11 +1,13 @@
 //! Records inside messages instead of files: one datum behind a few bytes that tell its schema.
 //!
-//! The datum itself is a block of one row: `plan.rows(datum, 1)`.
+//! The datum itself is a block of one row: `plan.rows(datum, 1)`, or a file of one record.
 
 use base64::Engine as _;
 use base64::alphabet;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use thiserror::Error;
+
+use super::container::MAGIC;
 
 /// How to find the schema a datum was written with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -49,6 +51,35 @@ pub fn unframe(bytes: &[u8]) -> Result<(SchemaKey, &[u8]), InlineError> {
     }
 }
 
+/// A file that holds the datum as its only record, so that records in messages take the way of
+/// files, with every check on it.
+pub fn container(schema_json: &str, datum: &[u8]) -> Vec<u8> {
+    // No other block follows that it could be confused with.
+    const SYNC: [u8; 16] = [0; 16];
+    let mut file = MAGIC.to_vec();
+    let mut bytes = |length: usize, parts: &[&[u8]]| {
+        write_long(&mut file, i64::try_from(length).unwrap_or(i64::MAX));
+        parts.iter().for_each(|part| file.extend_from_slice(part));
+    };
+    bytes(1, &[]);
+    bytes("avro.schema".len(), &[b"avro.schema"]);
+    bytes(schema_json.len(), &[schema_json.as_bytes()]);
+    bytes(0, &[&SYNC]);
+    bytes(1, &[]);
+    bytes(datum.len(), &[datum, &SYNC]);
+    file
+}
+
+/// Zigzag, seven bits at a time.
+fn write_long(out: &mut Vec<u8>, value: i64) {
+    let mut rest = ((value << 1) ^ (value >> 63)) as u64;
+    while rest >= 0x80 {
+        out.push(rest as u8 | 0x80);
+        rest >>= 7;
+    }
+    out.push(rest as u8);
+}
+
 /// The bytes of a record that came as text, since SQS and SNS bodies are UTF-8: base64 of either
 /// alphabet, padded or not, with surrounding white space.
 pub fn from_base64(text: &str) -> Result<Vec<u8>, InlineError> {
@@ -60,6 +91,7 @@ pub fn from_base64(text: &str) -> Result<Vec<u8>, InlineError> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::container::Reader;
     use super::super::limits::Limits;
     use super::super::plan::{Plan, Target};
     use super::super::schema::Schema;
@@ -84,6 +116,25 @@ mod tests {
         }
         assert_eq!(from_base64("w4E"), from_base64("w4E="));
         assert_eq!(from_base64("{}"), Err(InlineError::Base64));
+    }
+
+    #[test]
+    fn a_datum_makes_a_file_of_one_record() {
+        let json = r#"{"type":"record","name":"R","fields":[{"name":"id","type":"string"}]}"#;
+        let text = "x".repeat(300);
+        let mut datum = Vec::new();
+        write_long(&mut datum, 300);
+        datum.extend_from_slice(text.as_bytes());
+        let file = container(json, &datum);
+        let mut reader = Reader::new(Limits::default());
+        reader.push(&file);
+        assert_eq!(reader.read_header().unwrap().unwrap().schema_json, json);
+        let block = reader.next_block().unwrap().unwrap();
+        assert_eq!((block.rows, block.data), (1, datum.as_slice()));
+        assert!(reader.next_block().unwrap().is_none());
+        reader.finish().unwrap();
+        let read: Vec<_> = apache_avro::Reader::new(file.as_slice()).unwrap().collect();
+        assert_eq!(read.len(), 1);
     }
 
     #[test]

@@ -1,12 +1,13 @@
 //! What travels with a message into the dead-letter queue: the contract between the importer
 //! that sends it there and the operator who reads and replays it.
 //!
-//! The original body is kept as it was. SQS allows ten attributes; these are seven, which leaves
+//! The original body is kept as it was. SQS allows ten attributes; these are eight, which leaves
 //! room for tracing headers.
 
 use std::collections::BTreeMap;
 
 use crate::clock::Timestamp;
+use crate::queue::Message;
 
 pub const REASON: &str = "weirgate-reason";
 pub const DETAIL: &str = "weirgate-detail";
@@ -14,7 +15,10 @@ pub const FEED: &str = "weirgate-feed";
 pub const OBJECT: &str = "weirgate-object";
 pub const ATTEMPTS: &str = "weirgate-attempts";
 pub const FIRST_FAILED_AT: &str = "weirgate-first-failed-at";
-/// The only attribute that a replay keeps: it makes loops visible.
+/// What SQS called the message before it was dead-lettered for the first time. A replay keeps it:
+/// a record that came in the message itself is known by it.
+pub const MESSAGE: &str = "weirgate-message-id";
+/// Kept and raised by a replay: it makes loops visible.
 pub const REPLAYS: &str = "weirgate-replays";
 
 /// Attribute text is cut to this many bytes, so that a long error can never make the dead
@@ -31,6 +35,8 @@ pub struct Reason {
     pub feed: Option<String>,
     /// `s3://bucket/key`, with `#version` when the event named one.
     pub object: Option<String>,
+    /// See [`MESSAGE`].
+    pub message_id: String,
     pub attempts: u32,
     pub first_failed_at: Timestamp,
     /// How often an operator had replayed it before.
@@ -42,6 +48,7 @@ impl Reason {
         let mut attributes = BTreeMap::from([
             (REASON.to_owned(), attribute_text(&self.code)),
             (DETAIL.to_owned(), attribute_text(&self.detail)),
+            (MESSAGE.to_owned(), attribute_text(&self.message_id)),
             (ATTEMPTS.to_owned(), self.attempts.to_string()),
             (FIRST_FAILED_AT.to_owned(), self.first_failed_at.to_string()),
             (REPLAYS.to_owned(), self.replays.to_string()),
@@ -62,6 +69,7 @@ impl Reason {
             detail: text(DETAIL).unwrap_or_default(),
             feed: text(FEED),
             object: text(OBJECT),
+            message_id: text(MESSAGE).unwrap_or_default(),
             attempts: text(ATTEMPTS).and_then(|n| n.parse().ok()).unwrap_or(0),
             first_failed_at: text(FIRST_FAILED_AT)
                 .and_then(|t| Timestamp::parse(&t))
@@ -69,6 +77,11 @@ impl Reason {
             replays: replays(attributes),
         })
     }
+}
+
+/// What the message was called before it was ever dead-lettered.
+pub fn original_id(message: &Message) -> &str {
+    message.attributes.get(MESSAGE).unwrap_or(&message.message_id)
 }
 
 /// How often the message was replayed before; a missing or damaged count is zero.
@@ -127,6 +140,7 @@ mod tests {
             detail: "block 3 at byte 812: snappy checksum does not match".into(),
             feed: Some("impressions".into()),
             object: Some("s3://ads-events/a.avro".into()),
+            message_id: "8f1e".into(),
             attempts: 2,
             first_failed_at: Timestamp::from_unix_ms(1_700_000_000_000),
             replays: 1,

@@ -19,6 +19,7 @@ use weirgate_common::telemetry::{self, Health, LogFormat};
 
 use crate::import::Importer;
 use crate::object::Objects;
+use crate::schemas::Schemas;
 use crate::sink::Sink;
 use crate::worker::Worker;
 
@@ -138,7 +139,9 @@ async fn connect(config: Config, fleet: String, health: Health) -> anyhow::Resul
         .context("check fleet.queue, AWS_REGION and the credentials' permissions")?;
     let dead_letters = queue.dead_letter_queue().await?;
     let receives_max = settings.redrive.map_or(u32::MAX, |redrive| redrive.receives_max);
+    let schemas = Schemas::open(config.importer.schemas.clone(), ledger.clone()).await?;
     let importer = Importer {
+        schemas: Arc::new(schemas),
         objects: Objects::new(aws::s3(&sdk), config.importer.object_bytes_max),
         sink: Sink::new(&ledger),
         worker: identity(),

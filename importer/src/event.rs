@@ -3,13 +3,20 @@
 //!
 //! Understood: S3 notifications as S3 sends them, the same wrapped by SNS (detected per message,
 //! since raw delivery may be switched on while wrapped messages are still queued), and S3 events
-//! by EventBridge.
+//! by EventBridge. A body that is no JSON may be a record itself, in base64.
 
 use std::borrow::Cow;
 
+use bytes::Bytes;
 use percent_encoding::percent_decode_str;
 use serde_json::Value;
+use sha2::{Digest, Sha256};
+use weirgate_avro::container::MAGIC;
+use weirgate_avro::inline::{self, InlineError};
 use weirgate_common::clock::Timestamp;
+use weirgate_common::config::MESSAGES;
+use weirgate_common::dead_letter::original_id;
+use weirgate_common::queue::Message;
 
 /// S3's limit on keys, in bytes of UTF-8.
 const KEY_BYTES_MAX: usize = 1_024;
@@ -18,6 +25,7 @@ const KEY_BYTES_MAX: usize = 1_024;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
     Created(ObjectCreated),
+    Record(Record),
     /// Acknowledged and counted under this name: removals, test events, confirmations.
     Ignored(&'static str),
 }
@@ -37,15 +45,45 @@ pub struct ObjectCreated {
     /// Orders the versions of one key; see [`sequencer_cmp`](crate::sink::admission).
     pub sequencer: Option<String>,
     pub at: Option<Timestamp>,
+    /// The object itself, where the message carried it instead of naming it.
+    pub content: Option<Bytes>,
+}
+
+/// A record that came in the message: an Avro datum behind its framing, or a whole small file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record {
+    pub content: Bytes,
+    /// What SNS called it. Without SNS only SQS has a name for it.
+    pub message_id: Option<String>,
+    /// When it was published.
+    pub at: Option<Timestamp>,
+}
+
+impl Record {
+    /// As an object: its key is the message's name, its ETag tells two contents apart.
+    pub fn into_object(self, message: &Message) -> ObjectCreated {
+        let key = self.message_id.unwrap_or_else(|| original_id(message).to_owned());
+        let digest = Sha256::digest(&self.content);
+        ObjectCreated {
+            bucket: MESSAGES.to_owned(),
+            key,
+            etag: digest.iter().map(|byte| format!("{byte:02x}")).collect(),
+            version_id: None,
+            size: Some(self.content.len() as u64),
+            sequencer: None,
+            at: self.at.or(Some(message.sent_at)),
+            content: Some(self.content),
+        }
+    }
 }
 
 /// Why a body is no event. Always permanent: the body will not change.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum BadBody {
     #[error(
-        "the body is not JSON ({detail}); expected an S3 event, raw, through SNS or through EventBridge"
+        "the body is not JSON ({detail}), nor is it a record ({record}); expected an S3 event, raw, through SNS or through EventBridge, or base64 of an Avro record with its framing, or of an Avro file"
     )]
-    NotJson { detail: String },
+    NotJson { detail: String, record: InlineError },
     #[error(
         "the body is JSON but no S3 event (top-level keys: {keys}); expected `Records`, an SNS `Notification` or an EventBridge `detail`"
     )]
@@ -56,10 +94,16 @@ pub enum BadBody {
 
 /// All events of a message body.
 pub fn parse(body: &str) -> Result<Vec<Event>, BadBody> {
-    let value = json(body)?;
+    let value = match json(body) {
+        Ok(value) => value,
+        Err(detail) => return Ok(vec![record(body, detail, &Value::Null)?]),
+    };
     match value["Type"].as_str() {
         Some("Notification") => match value["Message"].as_str() {
-            Some(inner) => unwrapped(&json(inner)?),
+            Some(inner) => match json(inner) {
+                Ok(inner) => unwrapped(&inner),
+                Err(detail) => Ok(vec![record(inner, detail, &value)?]),
+            },
             None => Err(not_an_event(&value)),
         },
         Some("SubscriptionConfirmation" | "UnsubscribeConfirmation") => {
@@ -69,8 +113,23 @@ pub fn parse(body: &str) -> Result<Vec<Event>, BadBody> {
     }
 }
 
-fn json(text: &str) -> Result<Value, BadBody> {
-    serde_json::from_str(text).map_err(|error| BadBody::NotJson { detail: error.to_string() })
+/// The value, or what is wrong with the text.
+fn json(text: &str) -> Result<Value, String> {
+    serde_json::from_str(text).map_err(|error| error.to_string())
+}
+
+/// What is no JSON: a record, if it begins like one. `envelope` is what SNS put around it.
+fn record(text: &str, not_json: String, envelope: &Value) -> Result<Event, BadBody> {
+    let bytes = inline::from_base64(text).and_then(|bytes| match bytes.starts_with(MAGIC) {
+        true => Ok(bytes),
+        false => inline::unframe(&bytes).map(drop).map(|()| bytes),
+    });
+    let content = bytes.map_err(|record| BadBody::NotJson { detail: not_json, record })?;
+    Ok(Event::Record(Record {
+        content: content.into(),
+        message_id: text_of(envelope, "MessageId").ok().map(str::to_owned),
+        at: envelope["Timestamp"].as_str().and_then(Timestamp::parse),
+    }))
 }
 
 fn unwrapped(value: &Value) -> Result<Vec<Event>, BadBody> {
@@ -104,7 +163,7 @@ fn not_an_event(value: &Value) -> BadBody {
 
 /// The format of S3 itself: keys are form-encoded.
 fn s3_record(record: &Value) -> Result<Event, String> {
-    let name = text(record, "eventName")?;
+    let name = text_of(record, "eventName")?;
     // In the records the name comes without the `s3:` that the configuration uses.
     let name = name.strip_prefix("s3:").unwrap_or(name);
     if !name.starts_with("ObjectCreated:") {
@@ -121,13 +180,13 @@ fn s3_record(record: &Value) -> Result<Event, String> {
         return Err(format!("eventVersion `{version}` is not understood; this release knows 2.x"));
     }
     let object = &record["s3"]["object"];
-    let encoded = text(object, "key")?;
+    let encoded = text_of(object, "key")?;
     let plus_decoded = encoded.replace('+', " ");
     let key = percent_decode_str(&plus_decoded)
         .decode_utf8()
         .map_err(|_| format!("the key `{}` is not UTF-8 once decoded", short(encoded)))?;
     created(
-        text(&record["s3"]["bucket"], "name")?,
+        text_of(&record["s3"]["bucket"], "name")?,
         key,
         object,
         ["eTag", "versionId"],
@@ -144,8 +203,8 @@ fn event_bridge(event: &Value) -> Result<Event, String> {
     }
     let object = &event["detail"]["object"];
     created(
-        text(&event["detail"]["bucket"], "name")?,
-        Cow::Borrowed(text(object, "key")?),
+        text_of(&event["detail"]["bucket"], "name")?,
+        Cow::Borrowed(text_of(object, "key")?),
         object,
         ["etag", "version-id"],
         event["time"].as_str(),
@@ -167,16 +226,17 @@ fn created(
     Ok(Event::Created(ObjectCreated {
         bucket: bucket.to_owned(),
         key: key.into_owned(),
-        etag: text(object, etag)?.trim_matches('"').to_owned(),
+        etag: text_of(object, etag)?.trim_matches('"').to_owned(),
         // Buckets without versioning report the version "null" in some emulators.
         version_id: optional(version_id).filter(|version| version != "null"),
         size: object["size"].as_u64(),
         sequencer: optional("sequencer"),
         at: at.and_then(Timestamp::parse),
+        content: None,
     }))
 }
 
-fn text<'v>(value: &'v Value, name: &str) -> Result<&'v str, String> {
+fn text_of<'v>(value: &'v Value, name: &str) -> Result<&'v str, String> {
     value[name]
         .as_str()
         .filter(|text| !text.is_empty())
@@ -214,6 +274,7 @@ mod tests {
             size: Some(7),
             sequencer: Some("0A".into()),
             at: Timestamp::parse("2026-03-01T12:00:00Z"),
+            content: None,
         })
     }
 
@@ -253,6 +314,49 @@ mod tests {
         let events = parse(body).unwrap();
         let [Event::Created(object)] = events.as_slice() else { panic!("one event expected") };
         assert_eq!((object.key.as_str(), object.etag.as_str()), ("a+b%20.avro", "x"));
+    }
+
+    #[test]
+    fn what_is_no_json_may_be_a_record() {
+        // Single-object encoding, a registry's framing, a file.
+        for (text, begins) in
+            [("wwEBAgMEBQYHCAY=", &[0xc3, 1][..]), ("AAAAAAEC", &[0]), ("T2JqAQ", MAGIC)]
+        {
+            let events = parse(text).unwrap();
+            let [Event::Record(record)] = events.as_slice() else { panic!("a record expected") };
+            assert!(record.content.starts_with(begins));
+            assert_eq!((record.message_id.as_deref(), record.at), (None, None));
+            let wrapped = serde_json::json!({"Type": "Notification", "MessageId": "m",
+                "Timestamp": "2026-03-01T12:00:00.000Z", "Message": text});
+            let events = parse(&wrapped.to_string()).unwrap();
+            let [Event::Record(wrapped)] = events.as_slice() else { panic!("a record expected") };
+            assert_eq!(wrapped.content, record.content);
+            assert_eq!(wrapped.message_id.as_deref(), Some("m"));
+            assert_eq!(wrapped.at, Timestamp::parse("2026-03-01T12:00:00Z"));
+        }
+    }
+
+    #[test]
+    fn a_record_is_known_by_its_first_message() {
+        let message = |attributes: &[(&str, &str)]| Message {
+            message_id: "sqs".into(),
+            receipt: "r".into(),
+            body: String::new(),
+            receive_count: 1,
+            sent_at: Timestamp::from_unix_ms(5),
+            attributes: attributes.iter().map(|(n, v)| ((*n).into(), (*v).into())).collect(),
+        };
+        let record = |message_id: Option<&str>| Record {
+            content: Bytes::from_static(b"\0\0\0\0\x01x"),
+            message_id: message_id.map(str::to_owned),
+            at: None,
+        };
+        let first = record(None).into_object(&message(&[]));
+        assert_eq!((first.bucket.as_str(), first.key.as_str()), (MESSAGES, "sqs"));
+        assert_eq!((first.etag.len(), first.at), (64, Some(Timestamp::from_unix_ms(5))));
+        let replayed = message(&[("weirgate-message-id", "first")]);
+        assert_eq!(record(None).into_object(&replayed).key, "first");
+        assert_eq!(record(Some("sns")).into_object(&replayed).key, "sns");
     }
 
     #[test]

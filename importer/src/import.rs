@@ -1,18 +1,22 @@
 //! One import: an event of a feed → a settled object.
 
+use std::sync::Arc;
+
 use weirgate_common::clock::Timestamp;
 use weirgate_common::config::{Feed, OnMissingObject};
 
 use crate::event::ObjectCreated;
 use crate::failure::Failure;
-use crate::object::{ObjectError, Objects, display_name};
+use crate::object::{Object, ObjectError, Objects, display_name};
 use crate::rows::Opened;
+use crate::schemas::Schemas;
 use crate::sink::{Job, Outcome, Sink};
 
 /// What every import of this process shares.
 #[derive(Clone)]
 pub struct Importer {
     pub objects: Objects,
+    pub schemas: Arc<Schemas>,
     pub sink: Sink,
     pub worker: String,
 }
@@ -54,13 +58,21 @@ impl Importer {
             Some(_) => return Ok(Settled::AlreadyCommitted),
             None => {}
         }
-        let opened = match self.objects.open(object).await {
-            Ok(opened) => opened,
-            Err(ObjectError::Superseded { .. }) => return Ok(Settled::Superseded),
-            Err(ObjectError::Missing { .. }) if feed.on_missing_object == OnMissingObject::Skip => {
-                return Ok(Settled::Missing);
+        let opened = match &object.content {
+            Some(content) => {
+                let file = self.schemas.as_file(&object_name, content).await?;
+                Object::in_memory(object_name.clone(), file)
             }
-            Err(error) => return Err(error.into()),
+            None => match self.objects.open(object).await {
+                Ok(opened) => opened,
+                Err(ObjectError::Superseded { .. }) => return Ok(Settled::Superseded),
+                Err(ObjectError::Missing { .. })
+                    if feed.on_missing_object == OnMissingObject::Skip =>
+                {
+                    return Ok(Settled::Missing);
+                }
+                Err(error) => return Err(error.into()),
+            },
         };
         let opened = Opened::read_header(object_name.clone(), opened).await?;
         let bytes = opened.bytes();

@@ -1,7 +1,7 @@
 //! A received message → the work in it: which objects, for which feeds.
 
 use weirgate_common::clock::Timestamp;
-use weirgate_common::config::{Config, is_leftover};
+use weirgate_common::config::{Config, MESSAGES, is_leftover};
 use weirgate_common::dead_letter::{self, Reason};
 use weirgate_common::queue::Message;
 
@@ -43,7 +43,7 @@ pub(crate) fn take_in(
     received_at: Timestamp,
 ) -> (Arrival, Held) {
     let (tasks, failure) = match event::parse(&message.body) {
-        Ok(events) => route(config, fleet, events),
+        Ok(events) => route(config, fleet, &message, events),
         Err(error) => (Vec::new(), Some(Failure::permanent("bad_body", error.to_string()))),
     };
     let cost = |work: &Work| work.object.size.unwrap_or(COST_UNKNOWN).saturating_mul(4);
@@ -56,12 +56,18 @@ pub(crate) fn take_in(
     (arrival, Held { message, tasks, received_at, first_failed_at: None })
 }
 
-fn route(config: &Config, fleet: &str, events: Vec<Event>) -> (Vec<Work>, Option<Failure>) {
+fn route(
+    config: &Config,
+    fleet: &str,
+    message: &Message,
+    events: Vec<Event>,
+) -> (Vec<Work>, Option<Failure>) {
     let mut tasks = Vec::new();
     let mut failure = None;
     for event in events {
         let object = match event {
             Event::Created(object) => object,
+            Event::Record(record) => record.into_object(message),
             Event::Ignored(kind) => {
                 metrics::counter!("weirgate_events_ignored_total", "kind" => kind).increment(1);
                 continue;
@@ -89,7 +95,10 @@ fn stranger(config: &Config, fleet: &str, object: &ObjectCreated) -> Failure {
     let known = feeds.map(|(name, feed)| format!("{name} takes {}", feed.objects));
     let known = known.collect::<Vec<_>>().join("; ");
     let known_bucket = config.feeds.values().any(|feed| feed.objects.bucket() == object.bucket);
-    let code = if known_bucket { "no_feed" } else { "unknown_bucket" };
+    let code = match known_bucket || object.bucket == MESSAGES {
+        true => "no_feed",
+        false => "unknown_bucket",
+    };
     let detail = format!(
         "no feed of fleet {fleet} takes {} ({known}); add a feed and replay, or narrow the bucket's notification",
         display_name(object)
@@ -112,6 +121,7 @@ impl Held {
             detail: failure.detail.clone(),
             feed: work.map(|work| work.feed.clone()),
             object: work.map(|work| display_name(&work.object)),
+            message_id: dead_letter::original_id(&self.message).to_owned(),
             attempts,
             first_failed_at: self.first_failed_at.unwrap_or(now),
             replays: dead_letter::replays(&self.message.attributes),

@@ -4,6 +4,7 @@
 //! event          body → events                         untrusted input
 //!   └─▶ protocol     the delivery state machine        pure: step(now, input) → effects
 //!         └─▶ object     pinned, streaming reads
+//!         └─▶ schemas    of records that came in messages
 //!               └─▶ rows       bytes → rows in the sink's wire format, through `weirgate_avro`
 //!                     └─▶ sink       rows + ledger row, one transaction
 //!                           └─▶ import     one event of one feed, settled
@@ -19,6 +20,8 @@ pub mod event;
 pub mod protocol;
 
 pub mod object;
+
+pub mod schemas;
 
 pub mod rows;
 

@@ -5,6 +5,8 @@ use aws_sdk_s3::Client;
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::operation::get_object::GetObjectError;
 use aws_sdk_s3::primitives::ByteStream;
+use bytes::Bytes;
+use weirgate_common::config::MESSAGES;
 use weirgate_common::fault::{self, Dependency, Fault};
 
 use crate::event::ObjectCreated;
@@ -81,9 +83,11 @@ impl From<ObjectError> for Failure {
     }
 }
 
-/// `s3://bucket/key`, with `#version` where the event names one.
+/// `s3://bucket/key`, with `#version` where the event names one, or `messages:` and the message's
+/// name.
 pub fn display_name(object: &ObjectCreated) -> String {
     match &object.version_id {
+        _ if object.content.is_some() => format!("{MESSAGES}{}", object.key),
         Some(version) => format!("s3://{}/{}#{version}", object.bucket, object.key),
         None => format!("s3://{}/{}", object.bucket, object.key),
     }
@@ -126,8 +130,13 @@ impl Objects {
 }
 
 impl Object {
+    /// One that came whole.
+    pub fn in_memory(name: String, content: Bytes) -> Self {
+        Object { name, size: content.len() as u64, read: 0, body: ByteStream::from(content) }
+    }
+
     /// The next bytes, `None` at the end. An end before the announced size is an error.
-    pub async fn next(&mut self) -> Result<Option<bytes::Bytes>, ObjectError> {
+    pub async fn next(&mut self) -> Result<Option<Bytes>, ObjectError> {
         match self.body.next().await {
             Some(Ok(bytes)) => {
                 self.read += bytes.len() as u64;

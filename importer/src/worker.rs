@@ -285,7 +285,9 @@ impl Run {
         let (ledger, queue) = (self.worker.ledger.clone(), self.worker.queue.clone());
         let objects = self.worker.importer.objects.clone();
         let feeds = &self.worker.config.feeds;
-        let bucket = feeds.values().find(|feed| feed.fleet == self.worker.fleet);
+        let bucket = feeds
+            .values()
+            .find(|feed| feed.fleet == self.worker.fleet && !feed.objects.is_messages());
         let bucket = bucket.map(|feed| feed.objects.bucket().to_owned()).unwrap_or_default();
         self.spawn(async move {
             let back = match dependency {

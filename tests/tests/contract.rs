@@ -176,6 +176,7 @@ fn the_queue() -> Result<()> {
             detail: "line one\nline two: é".to_owned(),
             feed: Some("impressions".to_owned()),
             object: None,
+            message_id: "8f1e".to_owned(),
             attempts: 3,
             first_failed_at: clock::now(),
             replays: 0,

@@ -16,7 +16,7 @@ use std::time::Duration;
 use weirgate_avro::limits::Limits;
 use weirgate_avro::schema::Schema;
 
-pub use pattern::{ObjectPattern, PatternError, is_leftover};
+pub use pattern::{MESSAGES, ObjectPattern, PatternError, is_leftover};
 pub use reader::Problem;
 use reader::{Reader, Section};
 
@@ -143,6 +143,8 @@ pub struct Importer {
     pub object_bytes_max: u64,
     /// In-place retries of a transient failure before the message is released.
     pub attempts_max: u32,
+    /// A folder with the schemas of records in messages.
+    pub schemas: Option<PathBuf>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -362,6 +364,7 @@ fn importer(reader: &mut Reader<'_>, root: &mut Section) -> Importer {
         bytes_in_flight_max: 256 << 20,
         object_bytes_max: 5 << 30,
         attempts_max: 5,
+        schemas: None,
     };
     let Some(mut section) = root.section(reader, "importer") else { return importer };
     let at_least_one = |text: &str| match parse_number::<u32>(text) {
@@ -386,6 +389,7 @@ fn importer(reader: &mut Reader<'_>, root: &mut Section) -> Importer {
     if let Some(attempts) = section.optional(reader, "attempts_max", at_least_one) {
         importer.attempts_max = attempts;
     }
+    importer.schemas = section.optional(reader, "schemas", parse_text).map(PathBuf::from);
     section.finish(reader);
     importer
 }

@@ -4,8 +4,12 @@ use std::fmt;
 
 use regex::Regex;
 
+/// What a feed takes that reads records out of messages instead of objects. It stands where other
+/// records have their bucket; no bucket can be named so.
+pub const MESSAGES: &str = "messages:";
+
 /// A bucket and a pattern over keys: `*` spans anything but `/`, `**` also spans `/`, and
-/// `{name}` captures one non-empty part between slashes.
+/// `{name}` captures one non-empty part between slashes. Or [`MESSAGES`].
 #[derive(Clone)]
 pub struct ObjectPattern {
     text: String,
@@ -16,9 +20,11 @@ pub struct ObjectPattern {
 
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum PatternError {
-    #[error("`{text}` is not s3://BUCKET/KEY-PATTERN")]
+    #[error(
+        "`{text}` is neither s3://BUCKET/KEY-PATTERN nor `{MESSAGES}`, for records in messages"
+    )]
     NotS3 { text: String },
-    #[error("`{text}`: the bucket must be named in full, without patterns")]
+    #[error("`{text}`: the bucket must be named in full, as S3 allows, without patterns")]
     BucketPattern { text: String },
     #[error("`{text}`: `{{` without a name and `}}`; captures are written {{name}}")]
     BadCapture { text: String },
@@ -31,12 +37,16 @@ pub enum PatternError {
 impl ObjectPattern {
     pub fn parse(text: &str) -> Result<Self, PatternError> {
         let own = || text.to_owned();
+        if text == MESSAGES {
+            let key = Regex::new("").expect("the empty pattern matches everything");
+            return Ok(ObjectPattern { text: own(), bucket: own(), key, captures: Vec::new() });
+        }
         let (bucket, key) = text
             .strip_prefix("s3://")
             .and_then(|rest| rest.split_once('/'))
             .filter(|(bucket, key)| !bucket.is_empty() && !key.is_empty())
             .ok_or_else(|| PatternError::NotS3 { text: own() })?;
-        if bucket.contains(['*', '{', '}', '?']) {
+        if bucket.contains(['*', '{', '}', '?', ':']) {
             return Err(PatternError::BucketPattern { text: own() });
         }
         let mut regex = String::from("^(?s:");
@@ -71,8 +81,14 @@ impl ObjectPattern {
         Ok(ObjectPattern { text: own(), bucket: bucket.to_owned(), key, captures })
     }
 
+    /// [`MESSAGES`] where there is none.
     pub fn bucket(&self) -> &str {
         &self.bucket
+    }
+
+    /// Whether the feed's records come in messages, so that there is no bucket to look into.
+    pub fn is_messages(&self) -> bool {
+        self.bucket == MESSAGES
     }
 
     /// The names of the captures, in the order of the pattern.
@@ -96,6 +112,9 @@ impl ObjectPattern {
 
     /// The key up to the first `*` or `{`: what a listing may start from.
     pub fn prefix(&self) -> &str {
+        if self.is_messages() {
+            return "";
+        }
         let key = &self.text["s3://".len() + self.bucket.len() + 1..];
         &key[..key.find(['*', '{']).unwrap_or(key.len())]
     }
@@ -165,6 +184,16 @@ mod tests {
         let flat = ObjectPattern::parse("s3://b/a.b/*.avro").unwrap();
         assert!(flat.matches("b", "a.b/x.avro"));
         assert!(!flat.matches("b", "a.b/c/x.avro") && !flat.matches("b", "aXb/x.avro"));
+    }
+
+    #[test]
+    fn records_in_messages_are_no_bucket() {
+        let pattern = ObjectPattern::parse("messages:").unwrap();
+        assert!(pattern.is_messages() && pattern.matches(MESSAGES, "8f1e"));
+        assert_eq!((pattern.to_string().as_str(), pattern.prefix()), ("messages:", ""));
+        assert!(!pattern.matches("b", "8f1e"));
+        assert!(!ObjectPattern::parse("s3://b/**").unwrap().matches(MESSAGES, "8f1e"));
+        assert!(ObjectPattern::parse("s3://messages:x/**").is_err());
     }
 
     #[test]

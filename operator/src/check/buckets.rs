@@ -22,6 +22,7 @@ pub(super) async fn check(world: &World, fleet: Option<&str>) -> Vec<Section> {
     let feeds = world.config.feeds.values();
     let mut buckets: Vec<(&str, &str)> = feeds
         .filter(|feed| fleet.is_none_or(|name| feed.fleet == name))
+        .filter(|feed| !feed.objects.is_messages())
         .map(|feed| (feed.objects.bucket(), feed.objects.prefix()))
         .collect();
     buckets.sort_unstable();

@@ -256,6 +256,7 @@ mod tests {
             bytes_in_flight_max: 1,
             object_bytes_max: 1,
             attempts_max: 5,
+            schemas: None,
         }
     }
 

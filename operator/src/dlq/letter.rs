@@ -70,10 +70,13 @@ impl Letter {
         dead_letter::fingerprint(self.code(), self.detail(), object)
     }
 
-    /// The attributes a replay sends: everything but ours, and one more replay.
+    /// The attributes a replay sends: everything but ours, the message's first name, and one more
+    /// replay.
     pub(crate) fn attributes_for_replay(&self) -> BTreeMap<String, String> {
         let mut attributes = self.message.attributes.clone();
         attributes.retain(|name, _| !name.starts_with("weirgate-"));
+        let first = dead_letter::original_id(&self.message).to_owned();
+        attributes.insert(dead_letter::MESSAGE.to_owned(), first);
         attributes
             .insert(dead_letter::REPLAYS.to_owned(), self.replays().saturating_add(1).to_string());
         attributes

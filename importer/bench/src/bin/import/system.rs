@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
 use futures::{StreamExt as _, TryStreamExt as _, stream};
@@ -13,6 +14,7 @@ use weirgate_common::ledger::Ledger;
 use weirgate_importer::event::ObjectCreated;
 use weirgate_importer::import::{Importer, Settled};
 use weirgate_importer::object::Objects;
+use weirgate_importer::schemas::Schemas;
 use weirgate_importer::sink::Sink;
 use weirgate_local::world::{DatabaseKind, Options, World};
 
@@ -102,6 +104,7 @@ impl System {
         Ok(Bench {
             importer: Importer {
                 objects: Objects::new(client, 5 << 30),
+                schemas: Arc::new(Schemas::open(None, ledger.clone()).await?),
                 sink: Sink::new(&ledger),
                 worker: "bench".to_owned(),
             },
@@ -134,6 +137,7 @@ impl Bench {
             size: None,
             sequencer: None,
             at: None,
+            content: None,
         };
         let settled = self.importer.import("impressions", &self.feed, &object, clock::now()).await;
         match settled.map_err(|failure| anyhow::anyhow!("{failure:?}"))? {

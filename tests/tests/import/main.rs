@@ -1,15 +1,20 @@
 //! Importer processes on the real local system: what arrives in the database, whatever happens.
 
+mod evolution;
+mod records;
+
 use std::time::Duration;
 
 use anyhow::Result;
 use apache_avro::{Bzip2Settings, Codec, DeflateSettings, XzSettings, ZstandardSettings};
+use evolution::{ddl_told, schemas, versions_at_once};
+use records::records;
 use rustix::process::Signal;
 use sqlx::{Connection as _, PgConnection};
 use tokio::sync::Mutex;
 use weirgate_common::dead_letter::Reason;
 use weirgate_local::fleet::Tuning;
-use weirgate_tests::avro::{OTHER_SCHEMA, READER_SCHEMA, WIDER_SCHEMA, file, file_with};
+use weirgate_tests::avro::{READER_SCHEMA, file};
 use weirgate_tests::{DatabaseKind, System, run};
 
 async fn system(name: &str, database: DatabaseKind, tuning: Tuning) -> Result<System> {
@@ -49,6 +54,9 @@ on_both!(
     quarantine,
     masks_and_reader_schema,
     drain,
+    records,
+    versions_at_once,
+    ddl_told,
 );
 
 fn key(name: &str) -> String {
@@ -263,34 +271,6 @@ async fn strangers(name: &str, database: DatabaseKind) -> Result<()> {
     }
     reasons.sort();
     assert_eq!(reasons, ["bad_body", "bad_body", "missing_object", "no_feed", "unknown_bucket"]);
-    Ok(())
-}
-
-async fn schemas(name: &str, database: DatabaseKind) -> Result<()> {
-    let system = system(name, database, Tuning::default()).await?;
-    let _importer = system.importer("i-1")?;
-    system.put(&key("one"), file("one", 10, Codec::Null)).await?;
-    system.until("the table is there", async || Ok(system.rows().await? == 10)).await?;
-    // One more field becomes a column; older files go on to fit.
-    system.put(&key("wider"), file_with(WIDER_SCHEMA, "wider", 10, Codec::Null)).await?;
-    system.until("the wider rows are there", async || Ok(system.rows().await? == 20)).await?;
-    system.put(&key("two"), file("two", 10, Codec::Null)).await?;
-    system.until("the older schema still fits", async || Ok(system.rows().await? == 30)).await?;
-    let countries = system.number("SELECT count(country) FROM impressions").await?;
-    assert_eq!(countries, 10);
-    // A field of another type is refused, and says which.
-    system.put(&key("other"), file_with(OTHER_SCHEMA, "other", 10, Codec::Null)).await?;
-    system
-        .until("it is dead-lettered", async || {
-            Ok(system.dead_letter_queue().depth().await?.total() == 1)
-        })
-        .await?;
-    system.drained().await?;
-    system.assert_rows(30).await?;
-    let letters = system.dead_letters().await?;
-    let reason = Reason::from_attributes(&letters[0].attributes).expect("dead letters say why");
-    assert_eq!(reason.code, "incompatible_schema");
-    assert!(reason.detail.contains("field n") && reason.detail.contains("text"), "{reason:?}");
     Ok(())
 }
 
