@@ -195,19 +195,32 @@ impl System {
 
     /// One number from the database.
     pub async fn number(&self, sql: &str) -> Result<i64> {
+        self.value(sql).await
+    }
+
+    /// One text from the database.
+    pub async fn text(&self, sql: &str) -> Result<String> {
+        self.value(sql).await
+    }
+
+    async fn value<T>(&self, sql: &str) -> Result<T>
+    where
+        T: for<'r> sqlx::Decode<'r, sqlx::Postgres> + sqlx::Type<sqlx::Postgres>,
+        T: for<'r> sqlx::Decode<'r, sqlx::Sqlite> + sqlx::Type<sqlx::Sqlite> + Send + Unpin,
+    {
         match self.database {
             DatabaseKind::Postgres => {
                 let mut connection = PgConnection::connect(&self.fleet.database).await?;
-                let number = sqlx::query_scalar(sql).fetch_one(&mut connection).await?;
+                let value = sqlx::query_scalar(sql).fetch_one(&mut connection).await?;
                 connection.close().await?;
-                Ok(number)
+                Ok(value)
             }
             DatabaseKind::Sqlite => {
                 let mut connection = SqliteConnection::connect(&self.fleet.database).await?;
                 let sql = sql.replace("weirgate.", "weirgate_");
-                let number = sqlx::query_scalar(&sql).fetch_one(&mut connection).await?;
+                let value = sqlx::query_scalar(&sql).fetch_one(&mut connection).await?;
                 connection.close().await?;
-                Ok(number)
+                Ok(value)
             }
         }
     }

@@ -2,6 +2,7 @@
 
 mod evolution;
 mod records;
+mod types;
 
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use records::records;
 use rustix::process::Signal;
 use sqlx::{Connection as _, PgConnection};
 use tokio::sync::Mutex;
+use types::types;
 use weirgate_common::dead_letter::Reason;
 use weirgate_local::fleet::Tuning;
 use weirgate_tests::avro::{READER_SCHEMA, file};
@@ -57,6 +59,7 @@ on_both!(
     records,
     versions_at_once,
     ddl_told,
+    types,
 );
 
 fn key(name: &str) -> String {
