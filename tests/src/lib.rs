@@ -4,9 +4,12 @@
 //! ```text
 //! avro     objects to upload, with rows that can be recognised
 //! system   a fleet: uploads, processes, database, queues
+//!   └─▶ chaos    all of it while everything goes wrong
 //! ```
 
 pub mod avro;
 pub mod system;
+
+pub mod chaos;
 
 pub use system::{DatabaseKind, System, run};

@@ -13,7 +13,7 @@ use tokio::runtime::Runtime;
 use tokio::sync::{Mutex, OnceCell};
 use weirgate_common::clock;
 use weirgate_common::queue::{Depth, Message, Queue};
-use weirgate_local::fleet::{Clients, Fleet, Tuning};
+use weirgate_local::fleet::{Clients, Endpoints, Fleet, Tuning};
 use weirgate_local::process::{Child, Orphan, log_to};
 use weirgate_local::programs::Program;
 use weirgate_local::world::{Options, World};
@@ -36,6 +36,7 @@ pub fn run<T>(test: impl Future<Output = Result<T>>) -> Result<T> {
 pub struct System {
     pub fleet: Fleet,
     pub clients: Clients,
+    pub endpoints: Endpoints,
     programs: PathBuf,
     folder: PathBuf,
     environment: BTreeMap<String, String>,
@@ -59,6 +60,7 @@ impl System {
         let fleet = world.add_fleet(name, database, tuning).await?;
         Ok(System {
             clients: world.clients.clone(),
+            endpoints: world.endpoints.clone(),
             programs: PathBuf::from(programs),
             folder: world.folder.clone(),
             environment: world.environment_of(&fleet),
@@ -67,12 +69,20 @@ impl System {
         })
     }
 
-    /// Restarts the PostgreSQL of the world: at once and without a clean shutdown.
+    /// Ends the PostgreSQL of the world at once, without a clean shutdown, and starts it again.
     pub async fn crash_postgres(&self, away: Duration) -> Result<()> {
-        let world = WORLD.get().context("the world runs")?;
-        let mut world = world.lock().await;
+        let mut world = WORLD.get().context("the world runs")?.lock().await;
         let postgres = world.postgres.as_mut().context("the world has PostgreSQL")?;
         postgres.crash().await;
+        tokio::time::sleep(away).await;
+        postgres.restart().await
+    }
+
+    /// The same as an administrator does it.
+    pub async fn restart_postgres(&self, away: Duration) -> Result<()> {
+        let mut world = WORLD.get().context("the world runs")?.lock().await;
+        let postgres = world.postgres.as_mut().context("the world has PostgreSQL")?;
+        postgres.shut_down().await;
         tokio::time::sleep(away).await;
         postgres.restart().await
     }
@@ -135,6 +145,19 @@ impl System {
         Ok(())
     }
 
+    /// All keys of the bucket.
+    pub async fn list(&self) -> Result<Vec<String>> {
+        let list = self.clients.s3.list_objects_v2().bucket(&self.fleet.data_plane.bucket);
+        let mut pages = list.into_paginator().send();
+        let mut keys = Vec::new();
+        while let Some(page) = pages.next().await {
+            keys.extend(
+                page?.contents().iter().filter_map(|object| object.key()).map(str::to_owned),
+            );
+        }
+        Ok(keys)
+    }
+
     pub fn queue(&self) -> Queue {
         Queue::new(self.clients.sqs.clone(), &self.fleet.data_plane.queue_url)
     }
@@ -157,8 +180,12 @@ impl System {
     /// span a few seconds. A message whose lease has just run out is in none of the counts for up
     /// to a second.
     pub async fn drained(&self) -> Result<()> {
+        self.drained_within(PATIENCE).await
+    }
+
+    pub async fn drained_within(&self, patience: Duration) -> Result<()> {
         let empty_since = std::cell::Cell::new(None);
-        self.until("the queue is drained", async || {
+        self.within(patience, "the queue is drained", async || {
             if self.depth().await?.total() > 0 {
                 empty_since.set(None);
                 return Ok(false);
@@ -185,12 +212,20 @@ impl System {
         }
     }
 
-    /// Runs a statement on PostgreSQL.
+    /// Runs statements on PostgreSQL.
     pub async fn execute(&self, statement: &str) -> Result<()> {
         let mut connection = PgConnection::connect(&self.fleet.database).await?;
-        sqlx::query(statement).execute(&mut connection).await?;
+        sqlx::raw_sql(statement).execute(&mut connection).await?;
         connection.close().await?;
         Ok(())
+    }
+
+    /// By a text, two numbers each from PostgreSQL.
+    pub async fn groups(&self, sql: &str) -> Result<BTreeMap<String, (i64, i64)>> {
+        let mut connection = PgConnection::connect(&self.fleet.database).await?;
+        let rows: Vec<(String, i64, i64)> = sqlx::query_as(sql).fetch_all(&mut connection).await?;
+        connection.close().await?;
+        Ok(rows.into_iter().map(|(name, one, other)| (name, (one, other))).collect())
     }
 
     /// One number from the database.
@@ -250,10 +285,19 @@ impl System {
     }
 
     pub async fn until(&self, what: &str, condition: impl AsyncFn() -> Result<bool>) -> Result<()> {
+        self.within(PATIENCE, what, condition).await
+    }
+
+    pub async fn within(
+        &self,
+        patience: Duration,
+        what: &str,
+        condition: impl AsyncFn() -> Result<bool>,
+    ) -> Result<()> {
         let started = clock::monotonic();
         while !condition().await? {
-            if clock::monotonic().saturating_sub(started) > PATIENCE {
-                bail!("waited {PATIENCE:?} in vain until {what} ({})", self.fleet.name);
+            if clock::monotonic().saturating_sub(started) > patience {
+                bail!("waited {patience:?} in vain until {what} ({})", self.fleet.name);
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
