@@ -5,11 +5,13 @@
 //! avro     objects to upload, with rows that can be recognised
 //! system   a fleet: uploads, processes, database, queues
 //!   └─▶ chaos    all of it while everything goes wrong
+//!   └─▶ outage   all of it while the database is away
 //! ```
 
 pub mod avro;
 pub mod system;
 
 pub mod chaos;
+pub mod outage;
 
 pub use system::{DatabaseKind, System, run};

@@ -1,5 +1,7 @@
 //! Everything goes wrong for a while. `weirgate-programs chaos` does it for longer.
 
+#![allow(clippy::print_stdout, reason = "the figures, for --nocapture")]
+
 use std::time::Duration;
 
 use anyhow::Result;
