@@ -173,16 +173,18 @@ fn classify(name: &str, error: &SdkError<GetObjectError>) -> ObjectError {
     match (answer.raw().status().as_u16(), code.as_str()) {
         (412, _) => ObjectError::Superseded { object },
         (403, "InvalidObjectState") => ObjectError::Archived { object, code },
-        // Wrong keys, clocks or tokens say nothing about the object.
+        // Wrong keys, clocks or tokens say nothing about the object. Some come with 400.
         (
-            403,
-            "InvalidAccessKeyId"
-            | "SignatureDoesNotMatch"
-            | "ExpiredToken"
+            400 | 403,
+            "ExpiredToken"
+            | "InvalidAccessKeyId"
             | "InvalidToken"
+            | "RequestExpired"
             | "RequestTimeTooSkewed"
+            | "SignatureDoesNotMatch"
             | "TokenRefreshRequired",
         ) => ObjectError::Away { object, detail },
+        (400, "RequestTimeout") => ObjectError::Busy { object, detail },
         // 405: the version is a delete marker.
         (403..=405, _) => ObjectError::Missing { object, code },
         (429 | 503, _) => ObjectError::Busy { object, detail },

@@ -91,6 +91,7 @@ pub async fn run(programs: &str, world: &str, away: Duration, objects: u64) -> R
 async fn watch(system: &System, enough: impl Fn(Duration, u64) -> bool) -> Result<Timeline> {
     let mut timeline = Timeline::new();
     let committed = "SELECT count(*) FROM weirgate.object WHERE state = 'committed'";
+    let started = clock::monotonic();
     loop {
         // Before the first import there is no ledger.
         let count = system.number(committed).await.unwrap_or_default();
@@ -99,6 +100,11 @@ async fn watch(system: &System, enough: impl Fn(Duration, u64) -> bool) -> Resul
         if enough(now, count.unsigned_abs()) {
             return Ok(timeline);
         }
+        ensure!(
+            now.saturating_sub(started) < RECOVERY_MAX,
+            "{count} objects after {:?}",
+            now - started
+        );
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
