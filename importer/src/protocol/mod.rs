@@ -21,6 +21,7 @@
 
 mod backoff;
 mod breaker;
+mod budget;
 mod delivery;
 #[cfg(test)]
 mod simulation;
@@ -36,6 +37,7 @@ use weirgate_common::queue::{BATCH_MAX, LEASE_TOTAL_MAX};
 use crate::failure::Failure;
 use backoff::Backoff;
 use breaker::Breakers;
+use budget::Budget;
 use delivery::{Delivery, Stage, Task, TaskState, Verdict};
 
 /// Time since the start of the process, by the monotonic clock.
@@ -385,8 +387,13 @@ impl Protocol {
             let given_back = Stage::releasing(Duration::ZERO);
             match delivery.stage {
                 Stage::Working if late => delivery.stage = given_back,
+                // Whoever gets it next does the rest and buries what is bad, unless SQS does that
+                // first, without a reason.
                 Stage::Working if !delivery.is_running() => {
-                    delivery.stage = delivery.verdict(now).unwrap_or(given_back);
+                    let verdict = delivery
+                        .verdict(now)
+                        .filter(|_| delivery.receive_count >= self.limits.receives_max);
+                    delivery.stage = verdict.unwrap_or(given_back);
                 }
                 Stage::Burying { .. } if late => delivery.stage = given_back,
                 _ => {}
@@ -394,27 +401,28 @@ impl Protocol {
         }
     }
 
+    fn budget(&self) -> Budget {
+        Budget::new(self.limits.slots, self.limits.slots, self.limits.bytes_max)
+    }
+
     fn start_imports(&mut self, now: Moment, effects: &mut Effects) {
         if self.breakers.any_open() {
             return;
         }
-        let running = |task: &&Task| task.state == TaskState::Running;
-        let mut slots = self.limits.slots.saturating_sub(self.tasks().filter(running).count());
-        let mut bytes: u64 = self.tasks().filter(running).map(|task| task.cost).sum();
+        let mut budget = self.budget();
+        self.tasks()
+            .filter(|task| task.state == TaskState::Running)
+            .for_each(|task| budget.take(task.cost));
         for (id, delivery) in &mut self.deliveries {
             if delivery.stage != Stage::Working {
                 continue;
             }
             for (index, task) in delivery.tasks.iter_mut().enumerate() {
                 let TaskState::Waiting { not_before } = task.state else { continue };
-                // What is over the budget alone runs alone.
-                let fits = bytes == 0 || bytes.saturating_add(task.cost) <= self.limits.bytes_max;
-                if slots == 0 || not_before > now || !fits {
+                if not_before > now || !budget.admit(task.cost) {
                     continue;
                 }
                 task.state = TaskState::Running;
-                slots -= 1;
-                bytes = bytes.saturating_add(task.cost);
                 effects.0.push(Effect::Import(TaskId { delivery: *id, index }));
             }
         }
@@ -498,14 +506,14 @@ impl Protocol {
         }
         let unsettled = self.deliveries.values().filter(|delivery| !delivery.is_acknowledged());
         let mut held = 0;
-        let mut wants_slot = 0;
+        let mut budget = self.budget();
         for delivery in unsettled {
             held += 1;
-            wants_slot += delivery.tasks.iter().filter(|task| task.wants_slot(now)).count();
+            let wanting = delivery.tasks.iter().filter(|task| task.wants_slot(now));
+            wanting.for_each(|task| budget.take(task.cost));
         }
-        let free_slots = self.limits.slots.saturating_sub(wants_slot);
         let free_places = (HELD_PER_SLOT * self.limits.slots).saturating_sub(held);
-        let count = free_slots.min(free_places).min(BATCH_MAX);
+        let count = budget.free_slots().min(free_places).min(BATCH_MAX);
         if count > 0 {
             self.receiving = true;
             effects.0.push(Effect::Receive { count });
