@@ -18,13 +18,13 @@
 //! A message is deleted only after every event in it is settled durably, or after a copy with
 //! the reason lies in the dead-letter queue. Leases are extended for everything held, but
 //! correctness never relies on them: a second importer finds the ledger row.
+//!
+//! `tests/simulation/` runs this code in a world where everything fails that may fail.
 
 mod backoff;
 mod breaker;
 mod budget;
 mod delivery;
-#[cfg(test)]
-mod simulation;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
