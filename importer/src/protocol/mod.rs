@@ -12,7 +12,8 @@
 //!   │       backoff; outage: hold, probe        ▼
 //!   │                                        ┌───────────┐
 //!   └──retries used up, or drain───────────▶ │ Releasing │ ─────────▶ gone (SQS delivers again)
-//!                                            └───────────┘
+//!   └──lease lost, nothing runs──────────┐   └───────────┘
+//!                                        └───────────────────────────▶ gone
 //! ```
 //!
 //! A message is deleted only after every event in it is settled durably, or after a copy with
@@ -359,6 +360,7 @@ impl Protocol {
         if self.stopped {
             return;
         }
+        self.give_up_lost(effects);
         if let Some(deadline) = self.drain {
             self.drain_held(now, deadline);
         }
@@ -378,6 +380,15 @@ impl Protocol {
                 effects.0.push(Effect::Stop);
             }
         }
+    }
+
+    /// Without a lease somebody else has, or will get, the message: what runs may end, but what
+    /// waits is left to them.
+    fn give_up_lost(&mut self, effects: &mut Effects) {
+        let given_up = self.deliveries.extract_if(.., |_, delivery| {
+            delivery.lost && delivery.stage == Stage::Working && !delivery.is_running()
+        });
+        effects.0.extend(given_up.map(|(id, _)| Effect::Forget(id)));
     }
 
     /// While draining, what does not run is given back at once; past the deadline everything is.
@@ -414,7 +425,7 @@ impl Protocol {
             .filter(|task| task.state == TaskState::Running)
             .for_each(|task| budget.take(task.cost));
         for (id, delivery) in &mut self.deliveries {
-            if delivery.stage != Stage::Working {
+            if delivery.stage != Stage::Working || delivery.lost {
                 continue;
             }
             for (index, task) in delivery.tasks.iter_mut().enumerate() {

@@ -65,6 +65,13 @@ struct Told {
     transient: u32,
 }
 
+impl Known {
+    /// SQS said so, or its 12 hours are over.
+    fn is_lost(&self, now: Moment) -> bool {
+        self.lost || now + Duration::from_secs(2) > self.received_at + LEASE_TOTAL_MAX
+    }
+}
+
 impl Watch {
     pub(crate) fn new(limits: Limits) -> Self {
         Watch {
@@ -220,7 +227,7 @@ impl Watch {
                 true => Ok(()),
                 false => Err(format!("asks whether {dependency} is back, which is not away")),
             },
-            Effect::Forget(id) => self.forget(*id),
+            Effect::Forget(id) => self.forget(now, *id),
             Effect::Stop => self.stop(now),
         }
     }
@@ -285,6 +292,9 @@ impl Watch {
         let known = self.known(task.delivery)?;
         if known.delete_asked || known.release_asked {
             return Err("starts an import of a message it gave away".into());
+        }
+        if known.lost {
+            return Err("starts an import of a message that somebody else has".into());
         }
         let told = known.tasks.get_mut(task.index).ok_or("imports what was never received")?;
         if told.settled || told.permanent {
@@ -377,16 +387,18 @@ impl Watch {
         if known.extending {
             return Err("gives back while an extension is under way, which may undo it".into());
         }
-        if drains && !delay.is_zero() && !known.tasks.iter().any(|told| told.answered) {
+        let tried = known.strange || known.tasks.iter().any(|told| told.answered);
+        if drains && !delay.is_zero() && !tried {
             return Err("a drain hides what nobody has tried".into());
         }
         known.release_asked = true;
         Ok(())
     }
 
-    fn forget(&mut self, id: DeliveryId) -> Result<(), String> {
+    fn forget(&mut self, now: Moment, id: DeliveryId) -> Result<(), String> {
         let known = self.known(id)?;
-        if !(known.deleted || known.released || known.deletes_failed >= DELETES_MAX) {
+        let done = known.deleted || known.released || known.deletes_failed >= DELETES_MAX;
+        if !done && !known.is_lost(now) {
             return Err("forgets a message that is neither deleted nor given back".into());
         }
         self.deliveries.remove(&id);
