@@ -319,6 +319,7 @@ impl Run {
     fn watch(&self) {
         self.worker.health.set_ready(!self.draining && !self.protocol.waits_for_outage());
         metrics::gauge!("weirgate_messages_held").set(self.protocol.held() as f64);
+        metrics::gauge!("weirgate_import_slots").set(self.protocol.slots() as f64);
         metrics::gauge!("weirgate_imports_running").set(self.protocol.running() as f64);
     }
 

@@ -5,11 +5,11 @@
 //! A large import that does not fit keeps what becomes free from those behind it, all but the
 //! part of the small ones, so that their stream does not pass it for ever.
 
+use super::Limits;
+
 pub(super) struct Budget {
+    limits: Limits,
     slots: usize,
-    bytes_max: u64,
-    /// From this cost on an import is large.
-    large: u64,
     small_running: usize,
     large_running: usize,
     small_bytes: u64,
@@ -18,13 +18,17 @@ pub(super) struct Budget {
     keeping: bool,
 }
 
+/// Whether so many as there are slots would need half of the memory.
+pub(super) fn is_large(limits: &Limits, cost: u64) -> bool {
+    cost >= (limits.bytes_max / (2 * limits.slots as u64)).max(1)
+}
+
 impl Budget {
-    /// `slots` may be used of the `configured` ones, by which sizes are judged.
-    pub(super) fn new(slots: usize, configured: usize, bytes_max: u64) -> Self {
+    /// `slots` are in use, of those that the limits allow.
+    pub(super) fn new(slots: usize, limits: &Limits) -> Self {
         Budget {
+            limits: limits.clone(),
             slots,
-            bytes_max,
-            large: (bytes_max / (2 * configured as u64)).max(1),
             small_running: 0,
             large_running: 0,
             small_bytes: 0,
@@ -35,27 +39,31 @@ impl Budget {
 
     /// The memory that only small imports may use.
     fn bytes_for_small(&self) -> u64 {
-        self.bytes_max / 4
+        self.limits.bytes_max / 4
     }
 
     /// What is over the budget alone counts as all that large imports may have together: it
     /// runs without another of its kind.
     fn charge(&self, cost: u64) -> u64 {
-        cost.min(self.bytes_max - self.bytes_for_small())
+        cost.min(self.limits.bytes_max - self.bytes_for_small())
     }
 
-    fn is_large(&self, cost: u64) -> bool {
-        cost >= self.large
+    /// Beside a large import there is always room for a small one, unless a single slot is all
+    /// that is configured.
+    fn slots(&self) -> usize {
+        match self.large_running > 0 {
+            true => self.slots.max(2).min(self.limits.slots),
+            false => self.slots,
+        }
     }
 
-    /// With a single slot nothing can be left over.
     fn slots_for_large(&self) -> usize {
         self.slots.saturating_sub(1).max(1)
     }
 
     /// Counts an import that runs.
     pub(super) fn take(&mut self, cost: u64) {
-        if self.is_large(cost) {
+        if is_large(&self.limits, cost) {
             self.large_running += 1;
             self.large_bytes = self.large_bytes.saturating_add(self.charge(cost));
         } else {
@@ -68,12 +76,12 @@ impl Budget {
     /// the way of those asked for later.
     pub(super) fn admit(&mut self, cost: u64) -> bool {
         let running = self.small_running + self.large_running;
-        if running >= self.slots {
+        if running >= self.slots() {
             return false;
         }
         let bytes = self.small_bytes.saturating_add(self.large_bytes);
-        let fits = bytes.saturating_add(self.charge(cost)) <= self.bytes_max;
-        let admitted = match self.is_large(cost) {
+        let fits = bytes.saturating_add(self.charge(cost)) <= self.limits.bytes_max;
+        let admitted = match is_large(&self.limits, cost) {
             true => {
                 let slot = self.large_running < self.slots_for_large();
                 self.keeping |= slot && !fits;
@@ -94,23 +102,34 @@ impl Budget {
     /// large imports that queue for their slots leave the last one to others.
     pub(super) fn free_slots(&self) -> usize {
         let large = self.large_running.min(self.slots_for_large());
-        self.slots.saturating_sub(self.small_running + large)
+        self.slots().saturating_sub(self.small_running + large)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
+    /// From a cost of 10 on an import is large; 20 bytes belong to small ones.
+    const LIMITS: Limits = Limits {
+        slots: 4,
+        bytes_max: 80,
+        lease: Duration::ZERO,
+        attempts_max: 0,
+        receives_max: 0,
+        seed: 0,
+    };
+
     fn admitted(slots: usize, running: &[u64], waiting: &[u64]) -> Vec<u64> {
-        let mut budget = Budget::new(slots, 4, 80);
+        let mut budget = Budget::new(slots, &LIMITS);
         running.iter().for_each(|cost| budget.take(*cost));
         waiting.iter().copied().filter(|cost| budget.admit(*cost)).collect()
     }
 
     #[test]
     fn slots_and_memory_bound_what_runs() {
-        // Four slots, 80 bytes: from 10 on an import is large, 20 bytes belong to small ones.
         assert_eq!(admitted(4, &[], &[1, 2, 3, 4, 5]), [1, 2, 3, 4]);
         assert_eq!(admitted(2, &[], &[1, 2, 3, 4, 5]), [1, 2]);
         assert_eq!(admitted(1, &[9, 9], &[1]), [] as [u64; 0]);
@@ -123,6 +142,7 @@ mod tests {
         assert_eq!(admitted(4, &[1_000], &[9, 9, 10]), [9, 9]);
         assert_eq!(admitted(4, &[10, 10, 10], &[10, 10, 9]), [9]);
         assert_eq!(admitted(2, &[10], &[10, 9]), [9]);
+        assert_eq!(admitted(1, &[10], &[10, 9, 9]), [9]);
     }
 
     #[test]
@@ -138,7 +158,7 @@ mod tests {
     #[test]
     fn large_imports_that_queue_leave_a_slot_to_be_filled() {
         let free = |wanting: &[u64]| {
-            let mut budget = Budget::new(4, 4, 80);
+            let mut budget = Budget::new(4, &LIMITS);
             wanting.iter().for_each(|cost| budget.take(*cost));
             budget.free_slots()
         };

@@ -46,6 +46,8 @@ pub(super) enum Stage {
 pub(super) struct Task {
     pub(super) cost: u64,
     pub(super) state: TaskState,
+    /// When it last began to run.
+    pub(super) started_at: Moment,
     /// Failures that count.
     pub(super) attempts: u32,
     pub(super) outages: u32,
@@ -90,7 +92,7 @@ impl Stage {
 impl Task {
     pub(super) fn new(cost: u64, now: Moment) -> Self {
         let state = TaskState::Waiting { not_before: now };
-        Task { cost, state, attempts: 0, outages: 0, waits: 0 }
+        Task { cost, state, started_at: now, attempts: 0, outages: 0, waits: 0 }
     }
 
     /// Runs, or would if it could: retries that wait leave their slot to others.

@@ -25,6 +25,7 @@
 mod backoff;
 mod breaker;
 mod budget;
+mod concurrency;
 mod delivery;
 
 use std::collections::BTreeMap;
@@ -39,6 +40,7 @@ use crate::failure::Failure;
 use backoff::Backoff;
 use breaker::Breakers;
 use budget::Budget;
+use concurrency::Concurrency;
 use delivery::{Delivery, Stage, Task, TaskState, Verdict};
 
 /// Time since the start of the process, by the monotonic clock.
@@ -157,6 +159,7 @@ pub struct Protocol {
     limits: Limits,
     deliveries: BTreeMap<DeliveryId, Delivery>,
     breakers: Breakers,
+    concurrency: Concurrency,
     receiving: bool,
     drain: Option<Moment>,
     stopped: bool,
@@ -170,6 +173,7 @@ impl Protocol {
         assert!(limits.slots > 0, "an importer needs a slot");
         Protocol {
             rng: SmallRng::seed_from_u64(limits.seed),
+            concurrency: Concurrency::new(limits.slots),
             limits,
             deliveries: BTreeMap::new(),
             breakers: Breakers::default(),
@@ -217,6 +221,7 @@ impl Protocol {
             .flat_map(|delivery| std::iter::once(delivery.extend_at()).chain(delivery.wakes()));
         deliveries
             .chain(self.breakers.next_probe())
+            .chain(self.concurrency.next_tick())
             .chain(self.drain.into_iter().flat_map(|at| [at, at + STOP_AFTER]))
             .filter(|at| *at > self.now)
             .min()
@@ -230,6 +235,11 @@ impl Protocol {
     /// Imports running now.
     pub fn running(&self) -> usize {
         self.tasks().filter(|task| task.state == TaskState::Running).count()
+    }
+
+    /// Slots in use: fewer than configured while the database is under strain.
+    pub fn slots(&self) -> usize {
+        self.concurrency.slots()
     }
 
     pub fn waits_for_outage(&self) -> bool {
@@ -269,8 +279,15 @@ impl Protocol {
         let release = Backoff::RELEASE.after(delivery.receive_count, &mut self.rng);
         let work = &mut delivery.tasks[task.index];
         assert_eq!(work.state, TaskState::Running, "only what runs can end");
+        let (started_at, concurrency) = (work.started_at, &mut self.concurrency);
         work.state = match result {
-            Ok(()) => TaskState::Settled,
+            Ok(()) => {
+                // What a large import takes says how large it is.
+                if !budget::is_large(&self.limits, work.cost) {
+                    concurrency.settled(now, started_at, work.cost);
+                }
+                TaskState::Settled
+            }
             Err(failure) => match failure.fault {
                 Fault::Outage(dependency) => {
                     self.breakers.open(dependency, now, &mut self.rng);
@@ -283,12 +300,19 @@ impl Protocol {
                 }
                 Fault::Busy => {
                     work.waits += 1;
+                    // One object that is locked for long says no more than that.
+                    if work.waits == 1 {
+                        concurrency.contended(now, started_at);
+                    }
                     let wait = Backoff::BUSY.after(work.waits, &mut self.rng);
                     TaskState::Waiting { not_before: now + wait }
                 }
                 Fault::Transient => {
                     work.attempts += 1;
                     let attempts = work.attempts;
+                    if attempts == 1 {
+                        concurrency.contended(now, started_at);
+                    }
                     if attempts < attempts_max {
                         let wait = Backoff::RETRY.after(attempts, &mut self.rng);
                         TaskState::Waiting { not_before: now + wait }
@@ -360,6 +384,7 @@ impl Protocol {
         if self.stopped {
             return;
         }
+        self.concurrency.tick(now);
         self.give_up_lost(effects);
         if let Some(deadline) = self.drain {
             self.drain_held(now, deadline);
@@ -413,7 +438,7 @@ impl Protocol {
     }
 
     fn budget(&self) -> Budget {
-        Budget::new(self.limits.slots, self.limits.slots, self.limits.bytes_max)
+        Budget::new(self.concurrency.slots(), &self.limits)
     }
 
     fn start_imports(&mut self, now: Moment, effects: &mut Effects) {
@@ -434,6 +459,7 @@ impl Protocol {
                     continue;
                 }
                 task.state = TaskState::Running;
+                task.started_at = now;
                 effects.0.push(Effect::Import(TaskId { delivery: *id, index }));
             }
         }
