@@ -68,6 +68,9 @@ fn the_protocol_simulation_goes_where_it_hurts() {
         "for the dead",
         "goes to the dead-letter queue",
         "Stop",
+        "FailedTogether",
+        "Outsized",
+        "index: 0 }, TaskId {",
     ];
     let mut steps = 0;
     for seed in 0..1_000 {

@@ -18,9 +18,13 @@ pub(super) struct Budget {
     keeping: bool,
 }
 
-/// Whether so many as there are slots would need half of the memory.
+/// From this cost on an import is large: so many as there are slots would need half of the memory.
+pub(super) fn large_from(limits: &Limits) -> u64 {
+    (limits.bytes_max / (2 * limits.slots as u64)).max(1)
+}
+
 pub(super) fn is_large(limits: &Limits, cost: u64) -> bool {
-    cost >= (limits.bytes_max / (2 * limits.slots as u64)).max(1)
+    cost >= large_from(limits)
 }
 
 impl Budget {
@@ -110,6 +114,7 @@ impl Budget {
 mod tests {
     use std::time::Duration;
 
+    use super::super::Grouping;
     use super::*;
 
     /// From a cost of 10 on an import is large; 20 bytes belong to small ones.
@@ -119,6 +124,7 @@ mod tests {
         lease: Duration::ZERO,
         attempts_max: 0,
         receives_max: 0,
+        grouping: Grouping { objects_max: 1, bytes_max: 0, linger: Duration::ZERO },
         seed: 0,
     };
 

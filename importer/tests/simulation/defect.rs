@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use weirgate_common::fault::{Dependency, Fault};
 use weirgate_importer::failure::Failure;
-use weirgate_importer::protocol::{DeliveryId, Effect, Extension, Input, Limits, TaskId};
+use weirgate_importer::protocol::{
+    DeliveryId, Effect, Extension, FeedId, ImportId, Input, Limits, Outcome,
+};
 
 /// What is wrong with the importer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,10 +37,16 @@ pub(crate) enum Defect {
     IgnoresTheDrain,
     RunsMoreThanItsSlots,
     IgnoresTheByteBudget,
+    BlamesTheWholeGroup,
+    TakesOneForAll,
+    ImportsAGroupAsBeforeAfterItFailed,
+    WaitsForCompanyForEver,
+    GathersMoreThanAllowed,
+    MixesFeeds,
 }
 
 impl Defect {
-    pub(crate) const ALL: [Defect; 24] = [
+    pub(crate) const ALL: [Defect; 30] = [
         Defect::AcknowledgesBeforeTheCommit,
         Defect::DropsARecordOfAMessage,
         Defect::ImportsWithoutAskingTheLedger,
@@ -63,6 +71,12 @@ impl Defect {
         Defect::IgnoresTheDrain,
         Defect::RunsMoreThanItsSlots,
         Defect::IgnoresTheByteBudget,
+        Defect::BlamesTheWholeGroup,
+        Defect::TakesOneForAll,
+        Defect::ImportsAGroupAsBeforeAfterItFailed,
+        Defect::WaitsForCompanyForEver,
+        Defect::GathersMoreThanAllowed,
+        Defect::MixesFeeds,
     ];
 
     /// The limits that the defective protocol goes by.
@@ -70,6 +84,8 @@ impl Defect {
         match defect {
             Some(Defect::RunsMoreThanItsSlots) => limits.slots += 1,
             Some(Defect::IgnoresTheByteBudget) => limits.bytes_max = u64::MAX,
+            Some(Defect::WaitsForCompanyForEver) => limits.grouping.linger *= 100,
+            Some(Defect::GathersMoreThanAllowed) => limits.grouping.objects_max += 1,
             _ => {}
         }
         limits
@@ -80,7 +96,7 @@ impl Defect {
 pub(crate) struct Tamper {
     defect: Option<Defect>,
     /// Imports whose answer the protocol has been given already.
-    answered: Vec<TaskId>,
+    answered: Vec<ImportId>,
     draining: bool,
 }
 
@@ -94,15 +110,24 @@ impl Tamper {
         let Some(defect) = self.defect else { return Some(input) };
         self.draining |= matches!(input, Input::Drain(_));
         match (defect, &mut input) {
-            (Defect::AcknowledgesBeforeTheCommit, Input::Imported(task, _)) => {
-                let known = self.answered.iter().position(|answered| answered == task)?;
+            (Defect::AcknowledgesBeforeTheCommit, Input::Imported(import, _)) => {
+                let known = self.answered.iter().position(|answered| answered == import)?;
                 self.answered.swap_remove(known);
                 return None;
             }
             (Defect::DropsARecordOfAMessage, Input::Received(arrivals)) => {
-                for arrival in arrivals.iter_mut().filter(|arrival| arrival.costs.len() > 1) {
-                    arrival.costs.pop();
+                for arrival in arrivals.iter_mut().filter(|arrival| arrival.loads.len() > 1) {
+                    arrival.loads.pop();
                 }
+            }
+            (Defect::MixesFeeds, Input::Received(arrivals)) => {
+                let loads = arrivals.iter_mut().flat_map(|arrival| &mut arrival.loads);
+                loads.for_each(|load| load.feed = FeedId(0));
+            }
+            (Defect::TakesOneForAll, Input::Imported(_, outcomes))
+                if outcomes.iter().any(|(_, outcome)| *outcome == Outcome::Settled) =>
+            {
+                outcomes.iter_mut().for_each(|(_, outcome)| *outcome = Outcome::Settled);
             }
             (Defect::ForgetsAHalfOpenBreaker, Input::Probed(_, false))
             | (Defect::ForgetsAFailedReceive, Input::ReceiveFailed)
@@ -119,20 +144,35 @@ impl Tamper {
                 results.iter_mut().zip(turned).for_each(|((_, deleted), other)| *deleted = other);
             }
             (Defect::TakesAnUnsentDeadLetterForSent, Input::DeadLettered(_, sent)) => *sent = true,
-            (_, Input::Imported(_, result)) => self.result(defect, result),
+            (_, Input::Imported(_, outcomes)) => {
+                outcomes.iter_mut().for_each(|(_, outcome)| Self::outcome(defect, outcome));
+            }
             _ => {}
         }
         Some(input)
     }
 
-    fn result(&self, defect: Defect, result: &mut Result<(), Failure>) {
-        let Err(failure) = result else { return };
+    fn outcome(defect: Defect, outcome: &mut Outcome) {
+        let (Outcome::Failed(failure) | Outcome::FailedTogether(failure)) = outcome else { return };
         match (defect, failure.fault) {
-            (Defect::TakesPoisonForSettled, Fault::Permanent) => *result = Ok(()),
-            (Defect::TakesABrokenCommitForSettled, Fault::Transient) => *result = Ok(()),
-            (Defect::DeadLettersOnOutage, Fault::Outage(_)) => failure.fault = Fault::Permanent,
+            (Defect::TakesPoisonForSettled, Fault::Permanent)
+            | (Defect::TakesABrokenCommitForSettled, Fault::Transient) => {
+                *outcome = Outcome::Settled;
+            }
+            (Defect::BlamesTheWholeGroup, Fault::Permanent) => {
+                *outcome = Outcome::Failed(failure.clone());
+            }
+            (Defect::ImportsAGroupAsBeforeAfterItFailed, _) => {
+                failure.fault = Fault::Busy;
+                *outcome = Outcome::Failed(failure.clone());
+            }
+            (Defect::DeadLettersOnOutage, Fault::Outage(_)) => {
+                *outcome = Outcome::Failed(Failure::permanent(failure.code, ""));
+            }
             (Defect::CountsAnAttemptOnOutage, Fault::Outage(Dependency::Database))
-            | (Defect::CountsAnAttemptWhenBusy, Fault::Busy) => failure.fault = Fault::Transient,
+            | (Defect::CountsAnAttemptWhenBusy, Fault::Busy) => {
+                *outcome = Outcome::Failed(Failure::new(Fault::Transient, failure.code, ""));
+            }
             _ => {}
         }
     }
@@ -144,9 +184,10 @@ impl Tamper {
         let mut believed = Vec::new();
         for mut effect in effects {
             match (defect, &mut effect) {
-                (Defect::AcknowledgesBeforeTheCommit, Effect::Import(task)) => {
-                    self.answered.push(*task);
-                    believed.push(Input::Imported(*task, Ok(())));
+                (Defect::AcknowledgesBeforeTheCommit, Effect::Import(import, tasks)) => {
+                    self.answered.push(*import);
+                    let settled = tasks.iter().map(|task| (*task, Outcome::Settled)).collect();
+                    believed.push(Input::Imported(*import, settled));
                 }
                 (Defect::AsksForShortLeases, Effect::Extend(batch)) => {
                     batch.iter_mut().for_each(|(_, span)| *span /= 4);

@@ -25,7 +25,7 @@ use std::time::Duration;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use weirgate_common::config::WriteMode;
-use weirgate_importer::protocol::{Effect, Input, Moment, Protocol, TaskId};
+use weirgate_importer::protocol::{Effect, ImportId, Input, Moment, Outcome, Protocol, TaskId};
 
 use database::Database;
 pub(crate) use defect::Defect;
@@ -113,8 +113,11 @@ enum What {
         until: Duration,
     },
     Commit {
-        task: TaskId,
-        object: usize,
+        import: ImportId,
+        /// Those in the transaction, with their objects.
+        members: Vec<(TaskId, usize)>,
+        /// What came of the others.
+        outcomes: Vec<(TaskId, Outcome)>,
     },
     Answer(Input),
     Incident(Incident),
@@ -295,15 +298,17 @@ impl World {
             }
             What::Answer(_) => {}
             // Now and then the commit was on its way.
-            What::Commit { object, .. } if !alive => {
-                self.database.unlock(self.scenario.objects[object].key);
-                if self.rng.random_bool(0.1) {
-                    self.note(|_| format!("database: commits object {object} for the dead"));
-                    self.database.commit(&self.scenario, object);
+            What::Commit { members, .. } if !alive => {
+                self.unlock(&members);
+                if !self.spoils(&members) && self.rng.random_bool(0.1) {
+                    self.note(|_| format!("database: commits {members:?} for the dead"));
+                    self.write(&members);
                 }
             }
-            What::Commit { task, object } => self.commit(of, task, object),
-            What::Effect(Effect::Import(_)) if !alive => {}
+            What::Commit { import, members, outcomes } => {
+                self.commit(of, import, &members, outcomes);
+            }
+            What::Effect(Effect::Import(..)) if !alive => {}
             // What a dead process has sent may arrive, or not.
             What::Effect(_) | What::Poll { .. } if !alive && self.rng.random_bool(0.5) => {}
             What::Poll { count, until } => self.poll(of, count, until),
@@ -430,7 +435,8 @@ impl World {
             let settled = |object: &usize| self.database.is_settled(&self.scenario, *object);
             let poison = asked.strange
                 || asked.events.iter().any(|object| {
-                    self.scenario.objects[*object].kind == Kind::Poison && !settled(object)
+                    matches!(self.scenario.objects[*object].kind, Kind::Poison | Kind::Spoiler)
+                        && !settled(object)
                 });
             if !dead && (poison || !asked.events.iter().all(settled)) {
                 return self.violate(format!("message {id} is lost"));

@@ -7,7 +7,7 @@ use rand::Rng;
 use rand::rngs::SmallRng;
 use weirgate_common::config::WriteMode;
 use weirgate_common::fault::Dependency;
-use weirgate_importer::protocol::Limits;
+use weirgate_importer::protocol::{FeedId, Grouping, Limits, Load};
 
 pub(crate) struct Scenario {
     pub(crate) mode: WriteMode,
@@ -27,6 +27,7 @@ pub(crate) struct Scenario {
 }
 
 pub(crate) struct Object {
+    /// Keys are shared out among two feeds.
     pub(crate) key: usize,
     pub(crate) etag: String,
     pub(crate) sequencer: String,
@@ -47,6 +48,12 @@ pub(crate) enum Kind {
     Flaky,
     /// Looks like an outage for ever, though the dependency answers every probe.
     Cursed,
+    /// The database refuses the transaction that it is in, and does not say because of whom.
+    Spoiler,
+    /// The database goes away whenever it is committed.
+    Jinx,
+    /// Much larger than its event says.
+    Bloated,
 }
 
 /// What importing a small object needs.
@@ -113,6 +120,11 @@ impl Scenario {
             lease,
             attempts_max: rng.random_range(if only_outages { 3..=5 } else { 1..=4 }),
             receives_max: rng.random_range(2..=6),
+            grouping: Grouping {
+                objects_max: [1, 2, 3, 5, 8][rng.random_range(0..5)],
+                bytes_max: rng.random_range(4..=12),
+                linger: Duration::from_millis([0, 50, 2_000][rng.random_range(0..3)]),
+            },
             seed,
         };
         let mut scenario = Scenario {
@@ -140,8 +152,12 @@ impl Scenario {
     fn draw_messages(&mut self, rng: &mut SmallRng) {
         let published = self.healed_at / 2;
         let mut keys = 0;
+        let mut at = Duration::ZERO;
         for _ in 0..rng.random_range(1..=16) {
-            let at = published.mul_f64(rng.random::<f64>() * rng.random::<f64>());
+            // Some come together.
+            if rng.random_bool(0.5) {
+                at = published.mul_f64(rng.random::<f64>() * rng.random::<f64>());
+            }
             let count = if rng.random_bool(0.3) { rng.random_range(0..=3) } else { 1 };
             let mut events = Vec::with_capacity(count);
             for _ in 0..count {
@@ -206,12 +222,19 @@ impl Scenario {
 }
 
 impl Object {
+    pub(crate) fn load(&self) -> Load {
+        Load { feed: FeedId(self.key % 2), cost: self.cost }
+    }
+
     fn draw(scenario: &Scenario, key: usize, at: Duration, rng: &mut SmallRng) -> Self {
         let id = scenario.objects.len();
         let kind = match rng.random_range(0..40) {
             0 | 1 if !scenario.only_outages => Kind::Poison,
             2 | 3 if !scenario.only_outages => Kind::Flaky,
             4 if !scenario.only_outages && rng.random_bool(0.2) => Kind::Cursed,
+            5 | 6 if !scenario.only_outages => Kind::Spoiler,
+            7 if !scenario.only_outages && rng.random_bool(0.2) => Kind::Jinx,
+            8 | 9 => Kind::Bloated,
             _ => Kind::Good,
         };
         let giant = rng.random_bool(0.1);

@@ -7,7 +7,9 @@ use rand::Rng;
 use rand::seq::SliceRandom;
 use weirgate_common::fault::{Dependency, Fault};
 use weirgate_importer::failure::Failure;
-use weirgate_importer::protocol::{Arrival, DeliveryId, Effect, Extension, Input, TaskId};
+use weirgate_importer::protocol::{
+    Arrival, DeliveryId, Effect, Extension, ImportId, Input, Outcome, TaskId,
+};
 
 use super::defect::Defect;
 use super::queue::Place;
@@ -24,7 +26,7 @@ impl World {
             Effect::Receive { count } => {
                 self.poll(from, count, self.now + LONG_POLL);
             }
-            Effect::Import(task) => self.begin(from, task),
+            Effect::Import(import, tasks) => self.begin(from, import, tasks),
             Effect::DeadLetter { delivery, .. } => {
                 let sent = !self.refuses();
                 if sent {
@@ -169,80 +171,131 @@ impl World {
         Some(Arrival {
             delivery,
             receive_count: self.queue.messages[message].receives,
-            costs: asked.events.iter().map(|object| self.scenario.objects[*object].cost).collect(),
+            loads: asked.events.iter().map(|it| self.scenario.objects[*it].load()).collect(),
             failure: asked.strange.then(|| Failure::permanent("no_feed", "")),
         })
     }
 
-    /// An import asks the ledger, opens the object and its transaction.
-    fn begin(&mut self, from: ProcessId, task: TaskId) {
-        let message = self.queue.message(task.delivery);
-        let object = self.scenario.messages[message].events[task.index];
-        let result = match self.open(object) {
-            Ok(false) => Ok(()),
-            Ok(true) => {
-                let it = &self.scenario.objects[object];
-                let slow_import = self.scenario.rates.slow_import;
-                let usual = it.slow.unwrap_or(Duration::from_millis(self.rng.random_range(5..900)));
-                let span = match self.strikes(slow_import) {
-                    true => self.scenario.limits.lease.mul_f64(self.rng.random_range(0.8..3.0)),
-                    false => usual,
-                };
-                return self.insert(self.now + span, from, What::Commit { task, object });
+    /// An import asks the ledger, reads its objects, and opens its transaction.
+    fn begin(&mut self, from: ProcessId, import: ImportId, tasks: Vec<TaskId>) {
+        let (mut members, mut outcomes) = (Vec::new(), Vec::new());
+        let mut span = Duration::ZERO;
+        for task in &tasks {
+            let message = self.queue.message(task.delivery);
+            let object = self.scenario.messages[message].events[task.index];
+            match self.open(object, tasks.len()) {
+                Ok(true) => {
+                    span = span.max(self.span(object));
+                    members.push((*task, object));
+                }
+                Ok(false) => outcomes.push((*task, Outcome::Settled)),
+                Err(outcome) => outcomes.push((*task, outcome)),
             }
-            Err((fault, code)) => Err(Failure::new(fault, code, "")),
-        };
-        self.answer(from, Input::Imported(task, result));
+        }
+        match members.is_empty() {
+            true => self.answer(from, Input::Imported(import, outcomes)),
+            false => {
+                self.insert(self.now + span, from, What::Commit { import, members, outcomes });
+            }
+        }
     }
 
-    /// `true`: the transaction is open; `false`: there is nothing to do.
-    fn open(&mut self, object: usize) -> Result<bool, (Fault, &'static str)> {
+    fn span(&mut self, object: usize) -> Duration {
+        let slow = self.scenario.objects[object].slow;
+        let usual = slow.unwrap_or(Duration::from_millis(self.rng.random_range(5..900)));
+        match self.strikes(self.scenario.rates.slow_import) {
+            true => self.scenario.limits.lease.mul_f64(self.rng.random_range(0.8..3.0)),
+            false => usual,
+        }
+    }
+
+    /// `true`: it is part of the transaction; `false`: there is nothing to do.
+    fn open(&mut self, object: usize, company: usize) -> Result<bool, Outcome> {
         let (database, store) = (Dependency::Database, Dependency::ObjectStore);
         if self.scenario.is_away(database, self.now) {
-            return Err((Fault::Outage(database), "away"));
+            let failure = Failure::new(Fault::Outage(database), "away", "");
+            return Err(Outcome::FailedTogether(failure));
         }
         let asks = self.defect != Some(Defect::ImportsWithoutAskingTheLedger);
         if asks && self.database.asks_nothing(&self.scenario, object) {
             return Ok(false);
         }
+        let failed = |fault, code| Err(Outcome::Failed(Failure::new(fault, code, "")));
         if self.scenario.is_away(store, self.now) {
-            return Err((Fault::Outage(store), "away"));
+            return failed(Fault::Outage(store), "away");
         }
         if !self.scenario.is_readable(object, self.now) {
             self.database.supersede(object);
             return Ok(false);
         }
         match self.scenario.objects[object].kind {
-            Kind::Poison => return Err((Fault::Permanent, "corrupt")),
-            Kind::Cursed => return Err((Fault::Outage(store), "cursed")),
-            Kind::Flaky if self.rng.random_bool(0.7) => return Err((Fault::Transient, "flaky")),
-            Kind::Flaky | Kind::Good => {}
+            Kind::Poison => return failed(Fault::Permanent, "corrupt"),
+            Kind::Cursed => return failed(Fault::Outage(store), "cursed"),
+            Kind::Flaky if self.rng.random_bool(0.7) => return failed(Fault::Transient, "flaky"),
+            Kind::Bloated if company > 1 => return Err(Outcome::Outsized),
+            Kind::Flaky | Kind::Bloated | Kind::Spoiler | Kind::Jinx | Kind::Good => {}
         }
         match self.database.lock(self.scenario.objects[object].key) {
             true => Ok(true),
-            false => Err((Fault::Busy, "busy")),
+            false => failed(Fault::Busy, "busy"),
         }
     }
 
-    pub(super) fn commit(&mut self, from: ProcessId, task: TaskId, object: usize) {
-        self.database.unlock(self.scenario.objects[object].key);
-        let away = self.scenario.is_away(Dependency::Database, self.now);
-        let broken = self.strikes(self.scenario.rates.broken_commit);
-        let reached = !(away || broken) || self.rng.random_bool(0.5);
-        if reached {
-            self.note(|_| format!("database: commits object {object}"));
+    pub(super) fn unlock(&mut self, members: &[(TaskId, usize)]) {
+        for (_, object) in members {
+            self.database.unlock(self.scenario.objects[*object].key);
+        }
+    }
+
+    /// Whether the transaction cannot be committed with these.
+    pub(super) fn spoils(&self, members: &[(TaskId, usize)]) -> bool {
+        let spoils = |object: &usize| {
+            matches!(self.scenario.objects[*object].kind, Kind::Spoiler | Kind::Jinx)
+        };
+        members.iter().any(|(_, object)| spoils(object))
+    }
+
+    pub(super) fn write(&mut self, members: &[(TaskId, usize)]) {
+        for (_, object) in members {
             match self.defect {
                 Some(Defect::ImportsWithoutAskingTheLedger) => {
-                    self.database.write(&self.scenario, object, &[]);
+                    self.database.write(&self.scenario, *object, &[]);
                 }
-                _ => self.database.commit(&self.scenario, object),
+                _ => self.database.commit(&self.scenario, *object),
             }
         }
-        let fault = if away { Fault::Outage(Dependency::Database) } else { Fault::Transient };
-        let result = match away || broken {
-            true => Err(Failure::new(fault, "commit_lost", "")),
-            false => Ok(()),
+    }
+
+    pub(super) fn commit(
+        &mut self,
+        from: ProcessId,
+        import: ImportId,
+        members: &[(TaskId, usize)],
+        mut outcomes: Vec<(TaskId, Outcome)>,
+    ) {
+        self.unlock(members);
+        let jinx =
+            |(_, object): &(TaskId, usize)| self.scenario.objects[*object].kind == Kind::Jinx;
+        let spoils = self.spoils(members);
+        let away =
+            self.scenario.is_away(Dependency::Database, self.now) || members.iter().any(jinx);
+        let broken = self.strikes(self.scenario.rates.broken_commit);
+        let reached = !spoils && (!(away || broken) || self.rng.random_bool(0.5));
+        if reached {
+            self.note(|_| format!("database: commits {members:?}"));
+            self.write(members);
+        }
+        let failure = match (away, broken, spoils) {
+            (true, _, _) => Some((Fault::Outage(Dependency::Database), "commit_lost")),
+            (false, true, _) => Some((Fault::Transient, "commit_lost")),
+            (false, false, true) => Some((Fault::Permanent, "refused")),
+            (false, false, false) => None,
         };
-        self.answer(from, Input::Imported(task, result));
+        let outcome = match failure {
+            Some((fault, code)) => Outcome::FailedTogether(Failure::new(fault, code, "")),
+            None => Outcome::Settled,
+        };
+        outcomes.extend(members.iter().map(|(task, _)| (*task, outcome.clone())));
+        self.answer(from, Input::Imported(import, outcomes));
     }
 }

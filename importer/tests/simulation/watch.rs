@@ -8,7 +8,8 @@ use weirgate_common::fault::{Dependency, Fault};
 use weirgate_common::queue::{BATCH_MAX, LEASE_TOTAL_MAX};
 use weirgate_importer::failure::Failure;
 use weirgate_importer::protocol::{
-    DeliveryId, Effect, Extension, Input, Limits, Moment, Protocol, TaskId,
+    DeliveryId, Effect, Extension, Grouping, ImportId, Input, Limits, Load, Moment, Outcome,
+    Protocol, TaskId,
 };
 
 use super::scenario::SMALL;
@@ -26,7 +27,7 @@ const DELETES_MAX: u32 = 5;
 pub(crate) struct Watch {
     limits: Limits,
     deliveries: BTreeMap<DeliveryId, Known>,
-    running: BTreeSet<TaskId>,
+    running: BTreeMap<ImportId, Vec<TaskId>>,
     away: BTreeSet<Dependency>,
     /// When something last stood in the way of all work.
     hindered_at: Moment,
@@ -39,7 +40,7 @@ pub(crate) struct Watch {
 struct Known {
     received_at: Moment,
     receive_count: u32,
-    costs: Vec<u64>,
+    loads: Vec<Load>,
     strange: bool,
     tasks: Vec<Told>,
     extending: bool,
@@ -58,6 +59,8 @@ struct Known {
 /// What came of an event so far.
 #[derive(Clone, Default)]
 struct Told {
+    /// How many may be imported together with it, itself included.
+    company: usize,
     tried: bool,
     answered: bool,
     settled: bool,
@@ -77,7 +80,7 @@ impl Watch {
         Watch {
             limits,
             deliveries: BTreeMap::new(),
-            running: BTreeSet::new(),
+            running: BTreeMap::new(),
             away: BTreeSet::new(),
             hindered_at: Moment::ZERO,
             suspended_at: Moment::ZERO,
@@ -118,13 +121,15 @@ impl Watch {
             Input::Wake => {}
             Input::Received(arrivals) => {
                 self.receiving = false;
+                let company = self.limits.grouping.objects_max;
+                let fresh = Told { company, ..Told::default() };
                 for arrival in arrivals {
                     let known = Known {
                         received_at: now,
                         receive_count: arrival.receive_count,
-                        costs: arrival.costs.clone(),
+                        loads: arrival.loads.clone(),
                         strange: arrival.failure.is_some(),
-                        tasks: vec![Told::default(); arrival.costs.len()],
+                        tasks: vec![fresh.clone(); arrival.loads.len()],
                         extending: false,
                         extend_asked_at: now,
                         lost: false,
@@ -144,7 +149,7 @@ impl Watch {
                 self.receiving = false;
                 self.away.insert(Dependency::Queue);
             }
-            Input::Imported(task, result) => self.imported(*task, result),
+            Input::Imported(import, outcomes) => self.imported(*import, outcomes),
             Input::DeadLettered(id, sent) => {
                 if let Some(known) = self.deliveries.get_mut(id) {
                     known.dead_lettered |= sent;
@@ -185,21 +190,29 @@ impl Watch {
         }
     }
 
-    fn imported(&mut self, task: TaskId, result: &Result<(), Failure>) {
-        self.running.remove(&task);
-        if let Err(Failure { fault: Fault::Outage(dependency), .. }) = result {
-            self.away.insert(*dependency);
-        }
-        let Some(known) = self.deliveries.get_mut(&task.delivery) else { return };
-        let told = &mut known.tasks[task.index];
-        told.answered = true;
-        match result {
-            Ok(()) => told.settled = true,
-            Err(failure) => match failure.fault {
-                Fault::Permanent => told.permanent = true,
-                Fault::Transient => told.transient += 1,
-                Fault::Busy | Fault::Outage(_) => {}
-            },
+    fn imported(&mut self, import: ImportId, outcomes: &[(TaskId, Outcome)]) {
+        let tasks = self.running.remove(&import).map_or(0, |tasks| tasks.len());
+        for (task, outcome) in outcomes {
+            if let Outcome::Failed(failure) | Outcome::FailedTogether(failure) = outcome
+                && let Fault::Outage(dependency) = failure.fault
+            {
+                self.away.insert(dependency);
+            }
+            let Some(known) = self.deliveries.get_mut(&task.delivery) else { continue };
+            let told = &mut known.tasks[task.index];
+            told.answered = true;
+            match outcome {
+                Outcome::Settled => told.settled = true,
+                Outcome::Outsized => told.company = 1,
+                Outcome::FailedTogether(_) if tasks > 1 => told.company = tasks.div_ceil(2),
+                Outcome::Failed(failure) | Outcome::FailedTogether(failure) => {
+                    match failure.fault {
+                        Fault::Permanent => told.permanent = true,
+                        Fault::Transient => told.transient += 1,
+                        Fault::Busy | Fault::Outage(_) => {}
+                    }
+                }
+            }
         }
     }
 
@@ -207,7 +220,7 @@ impl Watch {
     pub(crate) fn asked(&mut self, now: Moment, effect: &Effect) -> Result<(), String> {
         match effect {
             Effect::Receive { count } => self.receive(*count),
-            Effect::Import(task) => self.import(*task),
+            Effect::Import(import, tasks) => self.import(*import, tasks),
             Effect::DeadLetter { delivery, event, failure, .. } => {
                 self.dead_letter(*delivery, *event, failure)
             }
@@ -246,12 +259,20 @@ impl Watch {
         }
         let late = |known: &Known| {
             let since = known.received_at.max(self.hindered_at);
-            let mut tasks = known.tasks.iter().zip(&known.costs);
+            let mut tasks = known.tasks.iter().zip(&known.loads);
             now > since + FIRST_TRY_WITHIN
-                && tasks.any(|(told, cost)| *cost == SMALL && !told.tried)
+                && tasks.any(|(told, load)| load.cost == SMALL && !told.tried)
         };
-        match self.away.is_empty() && self.deliveries.values().any(late) {
-            true => Err("a small object starves".into()),
+        if self.away.is_empty() && self.deliveries.values().any(late) {
+            return Err("a small object starves".into());
+        }
+        let idle = self.running.is_empty() && self.away.is_empty() && self.drain.is_none();
+        let lonely = |known: &Known| {
+            let waited = now >= known.received_at + self.limits.grouping.linger;
+            waited && !known.is_lost(now) && known.tasks.iter().any(|told| !told.tried)
+        };
+        match idle && self.deliveries.values().any(lonely) {
+            true => Err("an object waits for company though nothing runs".into()),
             false => Ok(()),
         }
     }
@@ -270,47 +291,85 @@ impl Watch {
         if !(1..=BATCH_MAX).contains(&count) {
             return Err(format!("asks for {count} messages"));
         }
-        let unsettled = |known: &&Known| !known.delete_asked && !known.release_asked;
-        let held = self.deliveries.values().filter(unsettled).count();
-        if held + count > 2 * self.limits.slots + BATCH_MAX {
+        // A group of small ones counts as one.
+        let Grouping { objects_max, bytes_max, .. } = self.limits.grouping;
+        let unsettled = self.deliveries.values();
+        let unsettled = unsettled.filter(|known| !known.delete_asked && !known.release_asked);
+        let small = |known: &&Known| known.loads.iter().all(|load| load.cost <= bytes_max / 4);
+        let (small, others): (Vec<_>, Vec<_>) = unsettled.partition(small);
+        let held = others.len() + small.len().div_ceil(objects_max);
+        if held > 2 * self.limits.slots + BATCH_MAX {
             return Err(format!("asks for {count} more while it holds {held}"));
         }
         self.receiving = true;
         Ok(())
     }
 
-    fn import(&mut self, task: TaskId) -> Result<(), String> {
+    fn import(&mut self, import: ImportId, tasks: &[TaskId]) -> Result<(), String> {
         if !self.away.is_empty() {
             return Err("starts an import during an outage".into());
         }
-        if !self.running.insert(task) {
+        let runs = |task: &TaskId| self.running.values().flatten().any(|running| running == task);
+        if tasks.iter().any(runs) {
             return Err("starts an import that runs".into());
+        }
+        if self.running.insert(import, tasks.to_vec()).is_some() {
+            return Err("uses the number of an import that runs".into());
         }
         if self.running.len() > self.limits.slots {
             return Err(format!("runs {} imports", self.running.len()));
         }
-        let known = self.known(task.delivery)?;
-        if known.delete_asked || known.release_asked {
-            return Err("starts an import of a message it gave away".into());
+        for task in tasks {
+            let known = self.known(task.delivery)?;
+            if known.delete_asked || known.release_asked {
+                return Err("starts an import of a message it gave away".into());
+            }
+            if known.lost {
+                return Err("starts an import of a message that somebody else has".into());
+            }
+            let told = known.tasks.get_mut(task.index).ok_or("imports what was never received")?;
+            if told.settled || told.permanent {
+                return Err("starts an import that has come to its end".into());
+            }
+            told.tried = true;
         }
-        if known.lost {
-            return Err("starts an import of a message that somebody else has".into());
-        }
-        let told = known.tasks.get_mut(task.index).ok_or("imports what was never received")?;
-        if told.settled || told.permanent {
-            return Err("starts an import that has come to its end".into());
-        }
-        told.tried = true;
+        self.check_group(tasks)?;
         self.check_memory()
+    }
+
+    fn check_group(&self, tasks: &[TaskId]) -> Result<(), String> {
+        let of = |task: &TaskId| {
+            let known = &self.deliveries[&task.delivery];
+            (known.loads[task.index], known.tasks[task.index].company)
+        };
+        let members: Vec<(Load, usize)> = tasks.iter().map(of).collect();
+        let Some((first, company)) = members.first() else {
+            return Err("starts an import of nothing".into());
+        };
+        if members.iter().any(|(load, _)| load.feed != first.feed) {
+            return Err("imports objects of different feeds together".into());
+        }
+        if members.len() > *company {
+            return Err("imports too many objects together".into());
+        }
+        if members.iter().any(|(_, other)| other != company) {
+            return Err("imports suspects together with others".into());
+        }
+        let bytes: u64 = members.iter().map(|(load, _)| load.cost).sum();
+        match members.len() > 1 && bytes > self.limits.grouping.bytes_max {
+            true => Err(format!("imports {bytes} bytes together")),
+            false => Ok(()),
+        }
     }
 
     /// What is too large counts as three quarters of the budget, so that small ones run as well.
     fn check_memory(&self) -> Result<(), String> {
         let cap = self.limits.bytes_max - self.limits.bytes_max / 4;
-        let charge = |task: &TaskId| {
-            self.deliveries.get(&task.delivery).map_or(0, |known| known.costs[task.index].min(cap))
+        let cost = |task: &TaskId| {
+            self.deliveries.get(&task.delivery).map_or(0, |known| known.loads[task.index].cost)
         };
-        let bytes: u64 = self.running.iter().map(charge).sum();
+        let charge = |tasks: &Vec<TaskId>| tasks.iter().map(cost).sum::<u64>().min(cap);
+        let bytes: u64 = self.running.values().map(charge).sum();
         match bytes > self.limits.bytes_max {
             true => Err(format!("imports in flight need {bytes} bytes")),
             false => Ok(()),
