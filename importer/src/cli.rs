@@ -19,6 +19,7 @@ use weirgate_common::telemetry::{self, Health, LogFormat};
 
 use crate::import::Importer;
 use crate::object::Objects;
+use crate::protocol::Grouping;
 use crate::schemas::Schemas;
 use crate::sink::Sink;
 use crate::worker::Worker;
@@ -154,6 +155,7 @@ async fn connect(config: Config, fleet: String, health: Health) -> anyhow::Resul
         receives_max,
         ledger,
         importer,
+        grouping: Grouping::default(),
         health,
     })
 }

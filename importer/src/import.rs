@@ -1,7 +1,8 @@
-//! One import: an event of a feed → a settled object.
+//! One import: events of a feed → settled objects.
 
 use std::sync::Arc;
 
+use futures_util::{StreamExt as _, stream};
 use weirgate_common::clock::Timestamp;
 use weirgate_common::config::{Feed, OnMissingObject};
 
@@ -10,7 +11,7 @@ use crate::failure::Failure;
 use crate::object::{Object, ObjectError, Objects, display_name};
 use crate::rows::Opened;
 use crate::schemas::Schemas;
-use crate::sink::{Job, Outcome, Sink};
+use crate::sink::{Job, Outcome, Refusal, Sink, object_busy};
 
 /// What every import of this process shares.
 #[derive(Clone)]
@@ -36,52 +37,118 @@ pub enum Settled {
     Missing,
 }
 
+/// One object to import.
+#[derive(Clone, Debug)]
+pub struct Request {
+    pub object: ObjectCreated,
+    /// When its message came.
+    pub received_at: Timestamp,
+}
+
+/// Objects of one import that are read at the same time: the store takes its time to answer.
+const READ_AT_ONCE: usize = 16;
+
 impl Importer {
+    /// Imports objects of one feed in one transaction; what concerns one of them keeps it out.
     pub async fn import(
         &self,
         feed_name: &str,
         feed: &Feed,
-        object: &ObjectCreated,
-        received_at: Timestamp,
-    ) -> Result<Settled, Failure> {
-        let object_name = display_name(object);
-        let job = Job {
-            feed_name,
-            feed,
-            object,
-            object_name: &object_name,
-            received_at,
-            worker: &self.worker,
-        };
-        match self.sink.is_settled(&job).await? {
-            Some(Outcome::Superseded) => return Ok(Settled::Superseded),
-            Some(_) => return Ok(Settled::AlreadyCommitted),
-            None => {}
-        }
-        let opened = match &object.content {
-            Some(content) => {
-                let file = self.schemas.as_file(&object_name, content).await?;
-                Object::in_memory(object_name.clone(), file)
+        requests: &[Request],
+    ) -> Vec<Result<Settled, Refusal>> {
+        let names: Vec<String> = requests.iter().map(|it| display_name(&it.object)).collect();
+        let jobs: Vec<Job<'_>> = requests
+            .iter()
+            .zip(&names)
+            .map(|(request, object_name)| Job {
+                feed_name,
+                feed,
+                object: &request.object,
+                object_name,
+                received_at: request.received_at,
+                worker: &self.worker,
+            })
+            .collect();
+        let mut results: Vec<Option<Result<Settled, Refusal>>> =
+            jobs.iter().map(|_| None).collect();
+        let known = match self.sink.settled(&jobs).await {
+            Ok(known) => known,
+            Err(failure) => {
+                return jobs.iter().map(|_| Err(Refusal::Joint(failure.clone()))).collect();
             }
-            None => match self.objects.open(object).await {
-                Ok(opened) => opened,
-                Err(ObjectError::Superseded { .. }) => return Ok(Settled::Superseded),
-                Err(ObjectError::Missing { .. })
-                    if feed.on_missing_object == OnMissingObject::Skip =>
-                {
-                    return Ok(Settled::Missing);
+        };
+        for (result, known) in results.iter_mut().zip(known) {
+            *result = known.map(|outcome| Ok(settled(outcome, 0)));
+        }
+        let chosen = choose(&jobs, &mut results);
+        let gathered = chosen.len() > 1;
+        let reads: Vec<_> = chosen.iter().map(|at| self.open(&jobs[*at], gathered)).collect();
+        let opened: Vec<_> = stream::iter(reads).buffered(READ_AT_ONCE).collect().await;
+        let (mut places, mut objects) = (Vec::new(), Vec::new());
+        for (at, opened) in chosen.into_iter().zip(opened) {
+            match opened {
+                Ok(opened) => {
+                    places.push((at, opened.bytes()));
+                    objects.push((jobs[at], opened));
                 }
-                Err(error) => return Err(error.into()),
+                Err(result) => results[at] = Some(result),
+            }
+        }
+        let outcomes = self.sink.import(objects).await;
+        for ((at, bytes), outcome) in places.into_iter().zip(outcomes) {
+            results[at] = Some(outcome.map(|outcome| settled(outcome, bytes)));
+        }
+        results.into_iter().map(|result| result.expect("every object came to its end")).collect()
+    }
+
+    /// The object as far as its header, or whole; else what came of it.
+    async fn open(&self, job: &Job<'_>, whole: bool) -> Result<Opened, Result<Settled, Refusal>> {
+        let name = || job.object_name.to_owned();
+        let refused = |failure: Failure| Err(Refusal::Own(failure));
+        let object = match &job.object.content {
+            Some(content) => {
+                let file = self.schemas.as_file(job.object_name, content).await.map_err(refused)?;
+                Object::in_memory(name(), file)
+            }
+            None => match self.objects.open(job.object).await {
+                Ok(object) => object,
+                Err(ObjectError::Superseded { .. }) => return Err(Ok(Settled::Superseded)),
+                Err(ObjectError::Missing { .. })
+                    if job.feed.on_missing_object == OnMissingObject::Skip =>
+                {
+                    return Err(Ok(Settled::Missing));
+                }
+                Err(error) => return Err(refused(error.into())),
             },
         };
-        let opened = Opened::read_header(object_name.clone(), opened).await?;
-        let bytes = opened.bytes();
-        Ok(match self.sink.import(&job, opened).await? {
-            Outcome::Committed { rows, rejected, .. } => {
-                Settled::Committed { rows, rejected, bytes }
-            }
-            Outcome::AlreadyCommitted => Settled::AlreadyCommitted,
-            Outcome::Superseded => Settled::Superseded,
-        })
+        let mut opened = Opened::read_header(name(), object).await.map_err(refused)?;
+        if whole && !opened.read_whole().await.map_err(refused)? {
+            return Err(Err(Refusal::Outsized));
+        }
+        Ok(opened)
     }
+}
+
+fn settled(outcome: Outcome, bytes: u64) -> Settled {
+    match outcome {
+        Outcome::Committed { rows, rejected, .. } => Settled::Committed { rows, rejected, bytes },
+        Outcome::AlreadyCommitted => Settled::AlreadyCommitted,
+        Outcome::Superseded => Settled::Superseded,
+    }
+}
+
+/// Those that are left to import, always in the same order, so that importers that meet do not
+/// wait for each other in a circle. A second version of a key must find the first one committed.
+fn choose(jobs: &[Job<'_>], results: &mut [Option<Result<Settled, Refusal>>]) -> Vec<usize> {
+    let key = |at: usize| (&jobs[at].object.bucket, &jobs[at].object.key);
+    let mut chosen: Vec<usize> = (0..jobs.len()).filter(|at| results[*at].is_none()).collect();
+    chosen.sort_by_key(|at| key(*at));
+    chosen.dedup_by(|second, first| {
+        let same = key(*second) == key(*first);
+        if same {
+            results[*second] = Some(Err(Refusal::Own(object_busy(&jobs[*second]))));
+        }
+        same
+    });
+    chosen
 }

@@ -8,7 +8,7 @@ use weirgate_common::queue::Message;
 use crate::event::{self, Event, ObjectCreated};
 use crate::failure::Failure;
 use crate::object::display_name;
-use crate::protocol::{Arrival, DeliveryId};
+use crate::protocol::{Arrival, DeliveryId, FeedId, Load};
 
 /// A message this process holds.
 #[derive(Debug)]
@@ -46,11 +46,17 @@ pub(crate) fn take_in(
         Ok(events) => route(config, fleet, &message, events),
         Err(error) => (Vec::new(), Some(Failure::permanent("bad_body", error.to_string()))),
     };
-    let cost = |work: &Work| work.object.size.unwrap_or(COST_UNKNOWN).saturating_mul(4);
+    let feed = |work: &Work| {
+        FeedId(config.feeds.keys().position(|name| *name == work.feed).unwrap_or_default())
+    };
+    let load = |work: &Work| {
+        let cost = work.object.size.unwrap_or(COST_UNKNOWN).saturating_mul(4);
+        Load { feed: feed(work), cost: cost.clamp(1, COST_MAX) }
+    };
     let arrival = Arrival {
         delivery,
         receive_count: message.receive_count,
-        costs: tasks.iter().map(|work| cost(work).clamp(1, COST_MAX)).collect(),
+        loads: tasks.iter().map(load).collect(),
         failure,
     };
     (arrival, Held { message, tasks, received_at, first_failed_at: None })
@@ -180,7 +186,8 @@ mod tests {
         let feeds: Vec<_> =
             held.tasks.iter().map(|w| (w.feed.as_str(), w.object.key.as_str())).collect();
         assert_eq!(feeds, [("a", "a/1.avro"), ("all", "a/1.avro"), ("all", "c/2.avro")]);
-        assert_eq!(arrival.costs, [40, 40, 80]);
+        let load = |feed, cost| Load { feed: FeedId(feed), cost };
+        assert_eq!(arrival.loads, [load(0, 40), load(1, 40), load(1, 80)]);
         assert_eq!(arrival.failure, None);
     }
 
@@ -206,7 +213,7 @@ mod tests {
                 && failure.detail.contains("s3://b/a/**")
         );
         let (arrival, _) = take(&body(&[event("b", "a/_SUCCESS", 0), event("b", "a/", 0)]));
-        assert!(arrival.failure.is_none() && arrival.costs.is_empty());
+        assert!(arrival.failure.is_none() && arrival.loads.is_empty());
         let (arrival, _) = take("nonsense");
         assert_eq!(arrival.failure.unwrap().code, "bad_body");
     }

@@ -36,6 +36,9 @@ const QUEUED_MAX: usize = 4;
 /// that its faults never reach the database.
 const PREFETCH_BYTES: usize = 8 << 20;
 
+/// An object that is larger is not imported together with others, whatever its event said.
+const GATHERED_BYTES_MAX: u64 = 1 << 20;
+
 /// What the thread makes of each block.
 pub enum Format {
     /// Binary COPY tuples.
@@ -125,17 +128,32 @@ impl Opened {
         self.object.size()
     }
 
+    /// Reads the rest of an object that is to be imported with others. False: it is too large for
+    /// that.
+    pub async fn read_whole(&mut self) -> Result<bool, Failure> {
+        if self.bytes() > GATHERED_BYTES_MAX {
+            return Ok(false);
+        }
+        let Some(reader) = &mut self.reader else { return Ok(true) };
+        while let Some(bytes) = self.object.next().await? {
+            reader.push(&bytes);
+        }
+        Ok(true)
+    }
+
     /// Starts reading and transcoding, and waits until the object is through or
     /// so many of its rows are ready that memory is better spent on streaming the rest.
     pub async fn start(self, format: Format) -> Result<Chunks, Failure> {
         let mut ready = VecDeque::new();
         let Some(reader) = self.reader else { return Ok(Chunks { ready, more: None }) };
-        let (body_sender, body) = mpsc::channel(QUEUED_MAX);
+        let (body_sender, mut body) = mpsc::channel(QUEUED_MAX);
         let (chunk_sender, mut chunks) = mpsc::channel(QUEUED_MAX);
         tokio::spawn(download(self.object, body_sender));
         let name = self.name;
         tokio::task::spawn_blocking(move || {
-            let end = transcode(&name, reader, body, &format, &chunk_sender).map(|()| None);
+            let body = || body.blocking_recv().unwrap_or_else(|| Err(stage_died()));
+            let take = |chunk| chunk_sender.blocking_send(Ok(Some(chunk))).is_ok();
+            let end = transcode(&name, reader, body, &format, take).map(|()| None);
             // Nobody listens when the import ended before the object did.
             let _ = chunk_sender.blocking_send(end);
         });
@@ -151,6 +169,39 @@ impl Opened {
         }
         Ok(Chunks { ready, more: Some(chunks) })
     }
+}
+
+/// Transcodes objects that were read whole, on one thread. `None`: there is no room for the rows
+/// of this one beside the others'.
+pub async fn gather(objects: Vec<(Opened, Format)>) -> Vec<Result<Option<Chunks>, Failure>> {
+    let count = objects.len();
+    let transcoded = tokio::task::spawn_blocking(move || {
+        let mut room = PREFETCH_BYTES;
+        objects.into_iter().map(|(opened, format)| gather_one(opened, &format, &mut room)).collect()
+    });
+    transcoded.await.unwrap_or_else(|_| (0..count).map(|_| Err(stage_died())).collect())
+}
+
+fn gather_one(
+    opened: Opened,
+    format: &Format,
+    room: &mut usize,
+) -> Result<Option<Chunks>, Failure> {
+    let mut ready = VecDeque::new();
+    let Some(reader) = opened.reader else { return Ok(Some(Chunks { ready, more: None })) };
+    let (mut left, mut outsized) = (*room, false);
+    let take = |chunk: Chunk| {
+        outsized = chunk.bytes.len() > left;
+        left = left.saturating_sub(chunk.bytes.len());
+        ready.push_back(chunk);
+        !outsized
+    };
+    transcode(&opened.name, reader, || Ok(None), format, take)?;
+    if outsized {
+        return Ok(None);
+    }
+    *room = left;
+    Ok(Some(Chunks { ready, more: None }))
 }
 
 impl Chunks {
@@ -183,9 +234,9 @@ async fn download(mut object: Object, body: Sender<Bytes>) {
 fn transcode(
     name: &str,
     mut reader: Reader,
-    mut body: Receiver<Bytes>,
+    mut body: impl FnMut() -> Item<Bytes>,
     format: &Format,
-    chunks: &Sender<Chunk>,
+    mut take: impl FnMut(Chunk) -> bool,
 ) -> Result<(), Failure> {
     let header = reader.header().expect("transcoding starts after the header");
     let mut decompressor = Decompressor::new(header.codec, &Limits::default());
@@ -196,11 +247,16 @@ fn transcode(
             let data = decompressor
                 .decompress(&block, &mut scratch)
                 .map_err(|error| corrupt(name, &error))?;
+            // The whole of a tiny object, or a chunk and a row over.
+            let expected = match data.len() < CHUNK_BYTES / 16 {
+                true => 2 * data.len(),
+                false => CHUNK_BYTES + CHUNK_BYTES / 8,
+            };
             let wanted = match format {
                 Format::Copy { plan, constants, on_bad_row } => {
                     let mut rows = plan.rows(data, block.rows);
                     loop {
-                        match copy(&mut rows, constants, &mut pending, chunks) {
+                        match copy(&mut rows, constants, &mut pending, &mut take, expected) {
                             Ok(wanted) => break wanted,
                             Err(AvroFault::Row(row)) if *on_bad_row == OnBadRow::Quarantine => {
                                 let record = rows.refused_json();
@@ -213,21 +269,21 @@ fn transcode(
                 Format::Blocks => {
                     let (rows, first_row) = (block.rows, block.first_row);
                     let (bytes, rejected) = (data.to_vec(), Vec::new());
-                    send(chunks, Chunk { rows, first_row, bytes, rejected })
+                    take(Chunk { rows, first_row, bytes, rejected })
                 }
             };
             if !wanted {
                 return Ok(());
             }
         }
-        match body.blocking_recv().unwrap_or_else(|| Err(stage_died()))? {
+        match body()? {
             Some(part) => reader.push(&part),
             None => break,
         }
     }
     reader.finish().map_err(|error| corrupt(name, &error))?;
     if pending.rows > 0 || !pending.rejected.is_empty() {
-        send(chunks, pending);
+        take(pending);
     }
     Ok(())
 }
@@ -238,28 +294,25 @@ fn copy(
     rows: &mut Rows<'_, '_>,
     constants: &Constants,
     pending: &mut Chunk,
-    chunks: &Sender<Chunk>,
+    take: &mut impl FnMut(Chunk) -> bool,
+    expected: usize,
 ) -> Result<bool, AvroFault> {
     loop {
         let before = rows.remaining();
         if pending.bytes.capacity() == 0 {
-            pending.bytes.reserve(CHUNK_BYTES + CHUNK_BYTES / 8);
+            pending.bytes.reserve(expected);
         }
         let copied = rows.copy(constants, &mut pending.bytes, CHUNK_BYTES);
         let refused = u64::from(matches!(copied, Err(AvroFault::Row(_))));
         pending.rows += before - rows.remaining() - refused;
         copied?;
-        if pending.bytes.len() >= CHUNK_BYTES && !send(chunks, std::mem::take(pending)) {
+        if pending.bytes.len() >= CHUNK_BYTES && !take(std::mem::take(pending)) {
             return Ok(false);
         }
         if rows.remaining() == 0 {
             return Ok(true);
         }
     }
-}
-
-fn send(chunks: &Sender<Chunk>, chunk: Chunk) -> bool {
-    chunks.blocking_send(Ok(Some(chunk))).is_ok()
 }
 
 fn corrupt(name: &str, error: &(dyn std::error::Error + 'static)) -> Failure {

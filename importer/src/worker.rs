@@ -16,9 +16,12 @@ use weirgate_common::queue::{LEASE_TOTAL_MAX, Message, Queue, QueueError};
 use weirgate_common::telemetry::Health;
 
 use crate::failure::Failure;
-use crate::import::{Importer, Settled};
-use crate::intake::{Held, take_in};
-use crate::protocol::{DeliveryId, Effect, Input, Limits, Protocol, TaskId};
+use crate::import::{Importer, Request, Settled};
+use crate::intake::{Held, Work, take_in};
+use crate::protocol::{
+    DeliveryId, Effect, Grouping, ImportId, Input, Limits, Outcome, Protocol, TaskId,
+};
+use crate::sink::Refusal;
 use crate::sqs::{self, Receipt};
 
 /// How often the worker tells the ledger what it does. The scaler shrinks nothing on reports
@@ -38,13 +41,14 @@ pub struct Worker {
     pub receives_max: u32,
     pub ledger: Ledger,
     pub importer: Importer,
+    pub grouping: Grouping,
     pub health: Health,
 }
 
 /// What the loop waits for.
 enum Happened {
     Received(Result<Vec<Message>, QueueError>),
-    Imported(TaskId, Result<(), Failure>, Duration),
+    Imported(ImportId, Vec<(TaskId, Outcome)>, Duration),
     Input(Input),
     Reported,
 }
@@ -77,6 +81,7 @@ impl Worker {
             lease: settings.lease.min(LEASE_TOTAL_MAX),
             attempts_max: settings.attempts_max,
             receives_max: self.receives_max,
+            grouping: self.grouping.clone(),
             seed: u64::from(std::process::id()),
         };
         let (happened, mut happenings) = mpsc::unbounded_channel();
@@ -137,18 +142,23 @@ impl Run {
                 }
                 input
             }
-            Happened::Imported(task, result, took) => {
+            Happened::Imported(import, outcomes, took) => {
+                let settled = outcomes.iter().filter(|(_, it)| *it == Outcome::Settled).count();
                 // Failures say how long it takes to fail, not how long the work is.
-                if result.is_err() {
-                    if let Some(held) = self.held.get_mut(&task.delivery) {
-                        held.first_failed_at.get_or_insert(clock::now());
-                    }
-                } else {
-                    let seconds = took.as_secs_f64();
+                if settled > 0 {
+                    let seconds = took.as_secs_f64() / settled as f64;
                     let average = self.service.unwrap_or(seconds);
                     self.service = Some(average + SERVICE_WEIGHT * (seconds - average));
                 }
-                Input::Imported(task, result)
+                let failed = |(_, it): &&(TaskId, Outcome)| {
+                    matches!(it, Outcome::Failed(_) | Outcome::FailedTogether(_))
+                };
+                for (task, _) in outcomes.iter().filter(failed) {
+                    if let Some(held) = self.held.get_mut(&task.delivery) {
+                        held.first_failed_at.get_or_insert(clock::now());
+                    }
+                }
+                Input::Imported(import, outcomes)
             }
             Happened::Reported => {
                 self.reporting = false;
@@ -186,7 +196,7 @@ impl Run {
                     let _ = happened.send(Happened::Received(received));
                 });
             }
-            Effect::Import(task) => self.import(task),
+            Effect::Import(import, tasks) => self.import(import, tasks),
             Effect::DeadLetter { delivery, event, attempts, failure } => {
                 self.dead_letter(delivery, event, attempts, failure);
             }
@@ -213,36 +223,46 @@ impl Run {
         }
     }
 
-    fn import(&self, task: TaskId) {
-        let held = &self.held[&task.delivery];
-        let (work, received_at) = (held.tasks[task.index].clone(), held.received_at);
+    fn import(&self, id: ImportId, tasks: Vec<TaskId>) {
+        let Some(feed_name) = tasks.first().map(|task| self.work(*task).feed.clone()) else {
+            return;
+        };
+        let request = |task: &TaskId| Request {
+            object: self.work(*task).object.clone(),
+            received_at: self.held[&task.delivery].received_at,
+        };
+        let requests: Vec<Request> = tasks.iter().map(request).collect();
+        let message_id = |task: &TaskId| self.held[&task.delivery].message.message_id.clone();
+        let message_ids: Vec<String> = tasks.iter().map(message_id).collect();
         let (config, importer) = (self.worker.config.clone(), self.worker.importer.clone());
-        let span = tracing::info_span!(
-            "import",
-            message_id = %held.message.message_id,
-            feed = %work.feed,
-            bucket = %work.object.bucket,
-            key = %work.object.key,
-        );
+        let span = tracing::info_span!("import", feed = %feed_name, objects = tasks.len());
         let started = clock::monotonic();
         let job = async move {
-            let feed = &config.feeds[&work.feed];
-            let result = importer.import(&work.feed, feed, &work.object, received_at).await;
+            let feed = &config.feeds[&feed_name];
+            let results = importer.import(&feed_name, feed, &requests).await;
             let took = clock::monotonic().saturating_sub(started);
-            record_import(&work.feed, &result, took, work.object.at);
-            (result.map(drop), took)
+            let what = requests.iter().zip(&message_ids);
+            record_import(&feed_name, what.zip(&results), took);
+            (results.into_iter().map(outcome).collect::<Vec<_>>(), took)
         };
         let job = tokio::spawn(tracing::Instrument::instrument(job, span));
         let happened = self.happened.clone();
         tokio::spawn(async move {
-            let (result, took) = job.await.unwrap_or_else(|panic| {
-                // A bug of ours: the message must not be lost for it, nor the process.
+            let (outcomes, took) = job.await.unwrap_or_else(|panic| {
+                // A bug of ours: the messages must not be lost for it, nor the process.
                 tracing::error!(%panic, "an import ended in a bug");
                 let detail = format!("the importer failed: {panic}");
-                (Err(Failure::new(Fault::Transient, "importer_failed", detail)), Duration::ZERO)
+                let failure = Failure::new(Fault::Transient, "importer_failed", detail);
+                let failed = |_: &TaskId| Outcome::FailedTogether(failure.clone());
+                (tasks.iter().map(failed).collect(), Duration::ZERO)
             });
-            let _ = happened.send(Happened::Imported(task, result, took));
+            let outcomes = tasks.into_iter().zip(outcomes).collect();
+            let _ = happened.send(Happened::Imported(id, outcomes, took));
         });
+    }
+
+    fn work(&self, task: TaskId) -> &Work {
+        &self.held[&task.delivery].tasks[task.index]
     }
 
     fn dead_letter(&self, id: DeliveryId, event: Option<usize>, attempts: u32, failure: Failure) {
@@ -319,6 +339,7 @@ impl Run {
     fn watch(&self) {
         self.worker.health.set_ready(!self.draining && !self.protocol.waits_for_outage());
         metrics::gauge!("weirgate_messages_held").set(self.protocol.held() as f64);
+        metrics::gauge!("weirgate_import_slots").set(self.protocol.slots() as f64);
         metrics::gauge!("weirgate_imports_running").set(self.protocol.running() as f64);
     }
 
@@ -375,42 +396,68 @@ impl Run {
     }
 }
 
-/// The family of series about one import, and its line in the log.
-fn record_import(
+fn outcome(result: Result<Settled, Refusal>) -> Outcome {
+    match result {
+        Ok(_) => Outcome::Settled,
+        Err(Refusal::Own(failure)) => Outcome::Failed(failure),
+        Err(Refusal::Joint(failure)) => Outcome::FailedTogether(failure),
+        Err(Refusal::Outsized) => Outcome::Outsized,
+    }
+}
+
+/// The family of series about one import, and a line in the log for each object.
+fn record_import<'i>(
     feed: &str,
-    result: &Result<Settled, Failure>,
+    objects: impl Iterator<Item = ((&'i Request, &'i String), &'i Result<Settled, Refusal>)>,
     took: Duration,
-    created_at: Option<Timestamp>,
 ) {
     let seconds = took.as_secs_f64();
-    let outcome = match result {
-        Ok(Settled::Committed { .. }) => "committed",
-        Ok(Settled::AlreadyCommitted) => "already_committed",
-        Ok(Settled::Superseded) => "superseded",
-        Ok(Settled::Missing) => "missing",
-        Err(failure) => failure.fault.as_str(),
-    };
-    let labels = [("feed", feed.to_owned()), ("outcome", outcome.to_owned())];
-    metrics::counter!("weirgate_imports_total", &labels).increment(1);
-    metrics::histogram!("weirgate_import_seconds", &labels).record(seconds);
-    match result {
-        Ok(Settled::Committed { rows, rejected, bytes }) => {
-            let feed = feed.to_owned();
-            metrics::counter!("weirgate_rows_committed_total", "feed" => feed.clone())
-                .increment(*rows);
-            metrics::counter!("weirgate_rows_rejected_total", "feed" => feed.clone())
-                .increment(*rejected as u64);
-            metrics::counter!("weirgate_object_bytes_total", "feed" => feed.clone())
-                .increment(*bytes);
-            if let Some(created_at) = created_at {
-                let freshness = clock::now().since(created_at).as_secs_f64();
-                metrics::histogram!("weirgate_freshness_seconds", "feed" => feed).record(freshness);
+    let named = || feed.to_owned();
+    metrics::histogram!("weirgate_import_seconds", "feed" => named()).record(seconds);
+    for ((Request { object, .. }, message_id), result) in objects {
+        let outcome = match result {
+            Ok(Settled::Committed { .. }) => "committed",
+            Ok(Settled::AlreadyCommitted) => "already_committed",
+            Ok(Settled::Superseded) => "superseded",
+            Ok(Settled::Missing) => "missing",
+            Err(Refusal::Own(failure) | Refusal::Joint(failure)) => failure.fault.as_str(),
+            Err(Refusal::Outsized) => "outsized",
+        };
+        let labels = [("feed", named()), ("outcome", outcome.to_owned())];
+        metrics::counter!("weirgate_imports_total", &labels).increment(1);
+        let (bucket, key) = (&object.bucket, &object.key);
+        match result {
+            Ok(Settled::Committed { rows, rejected, bytes }) => {
+                metrics::counter!("weirgate_rows_committed_total", "feed" => named())
+                    .increment(*rows);
+                metrics::counter!("weirgate_rows_rejected_total", "feed" => named())
+                    .increment(*rejected as u64);
+                metrics::counter!("weirgate_object_bytes_total", "feed" => named())
+                    .increment(*bytes);
+                if let Some(created_at) = object.at {
+                    let freshness = clock::now().since(created_at).as_secs_f64();
+                    metrics::histogram!("weirgate_freshness_seconds", "feed" => named())
+                        .record(freshness);
+                }
+                tracing::info!(
+                    message_id,
+                    bucket,
+                    key,
+                    rows,
+                    rejected,
+                    bytes,
+                    seconds,
+                    "committed"
+                );
             }
-            tracing::info!(rows, rejected, bytes, seconds, "committed");
-        }
-        Ok(_) => tracing::info!(outcome, "settled without rows"),
-        Err(failure) => {
-            tracing::warn!(class = outcome, code = failure.code, "{}", failure.detail);
+            Ok(_) => tracing::info!(message_id, bucket, key, outcome, "settled without rows"),
+            Err(Refusal::Outsized) => {
+                tracing::debug!(message_id, bucket, key, "too large for company; goes alone");
+            }
+            Err(Refusal::Own(failure) | Refusal::Joint(failure)) => {
+                let (class, code) = (outcome, failure.code);
+                tracing::warn!(message_id, bucket, key, class, code, "{}", failure.detail);
+            }
         }
     }
 }

@@ -19,7 +19,9 @@ use std::time::Duration;
 
 use sqlx::encode::IsNull;
 use sqlx::error::BoxDynError;
-use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions, PgTypeInfo, PgValueRef};
+use sqlx::postgres::{
+    PgConnectOptions, PgHasArrayType, PgPool, PgPoolOptions, PgTypeInfo, PgValueRef,
+};
 use sqlx::sqlite::{
     SqliteArgumentValue, SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions,
     SqliteSynchronous, SqliteTypeInfo, SqliteValueRef,
@@ -146,6 +148,12 @@ impl Ledger {
 impl sqlx::Type<Postgres> for Timestamp {
     fn type_info() -> PgTypeInfo {
         <OffsetDateTime as sqlx::Type<Postgres>>::type_info()
+    }
+}
+
+impl PgHasArrayType for Timestamp {
+    fn array_type_info() -> PgTypeInfo {
+        OffsetDateTime::array_type_info()
     }
 }
 

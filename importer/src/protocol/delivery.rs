@@ -2,7 +2,11 @@
 
 use std::time::Duration;
 
-use super::Moment;
+use rand::rngs::SmallRng;
+use weirgate_common::fault::Fault;
+
+use super::backoff::Backoff;
+use super::{Limits, Load, Moment, group};
 use crate::failure::Failure;
 
 pub(super) struct Delivery {
@@ -44,8 +48,10 @@ pub(super) enum Stage {
 }
 
 pub(super) struct Task {
-    pub(super) cost: u64,
+    pub(super) load: Load,
     pub(super) state: TaskState,
+    /// How many objects may be in its import, itself included.
+    pub(super) company: usize,
     /// Failures that count.
     pub(super) attempts: u32,
     pub(super) outages: u32,
@@ -88,30 +94,89 @@ impl Stage {
 }
 
 impl Task {
-    pub(super) fn new(cost: u64, now: Moment) -> Self {
+    fn new(load: Load, company: usize, now: Moment) -> Self {
         let state = TaskState::Waiting { not_before: now };
-        Task { cost, state, attempts: 0, outages: 0, waits: 0 }
+        Task { load, state, company, attempts: 0, outages: 0, waits: 0 }
     }
 
-    /// Runs, or would if it could: retries that wait leave their slot to others.
-    pub(super) fn wants_slot(&self, now: Moment) -> bool {
-        match self.state {
-            TaskState::Running => true,
-            TaskState::Waiting { not_before } => not_before <= now,
-            TaskState::Settled | TaskState::Failed(_) => false,
+    pub(super) fn is_open(&self) -> bool {
+        matches!(self.state, TaskState::Running | TaskState::Waiting { .. })
+    }
+
+    /// What follows from a failure of its own.
+    pub(super) fn failed(
+        &mut self,
+        now: Moment,
+        failure: Failure,
+        receive_count: u32,
+        limits: &Limits,
+        rng: &mut SmallRng,
+    ) -> TaskState {
+        let release = Backoff::RELEASE.after(receive_count, rng);
+        match failure.fault {
+            Fault::Outage(_) => {
+                self.outages += 1;
+                // One object may look like an outage for ever; it must not stop the others.
+                match self.outages < limits.attempts_max {
+                    true => TaskState::Waiting { not_before: now },
+                    false => TaskState::Failed(Verdict::Release { delay: release }),
+                }
+            }
+            Fault::Busy => {
+                self.waits += 1;
+                let wait = Backoff::BUSY.after(self.waits, rng);
+                TaskState::Waiting { not_before: now + wait }
+            }
+            Fault::Transient => {
+                self.attempts += 1;
+                let attempts = self.attempts;
+                if attempts < limits.attempts_max {
+                    let wait = Backoff::RETRY.after(attempts, rng);
+                    TaskState::Waiting { not_before: now + wait }
+                } else if receive_count >= limits.receives_max {
+                    // SQS would move it at the next receive, without a reason.
+                    TaskState::Failed(Verdict::Bury { attempts, failure })
+                } else {
+                    TaskState::Failed(Verdict::Release { delay: release })
+                }
+            }
+            Fault::Permanent => {
+                let attempts = self.attempts + 1;
+                TaskState::Failed(Verdict::Bury { attempts, failure })
+            }
         }
     }
 }
 
 impl Delivery {
+    pub(super) fn of(
+        limits: &Limits,
+        now: Moment,
+        receive_count: u32,
+        loads: Vec<Load>,
+        unprocessable: Option<Failure>,
+    ) -> Self {
+        let company = limits.grouping.objects_max;
+        Delivery {
+            tasks: loads.into_iter().map(|load| Task::new(load, company, now)).collect(),
+            unprocessable,
+            receive_count,
+            received_at: now,
+            leased_at: now,
+            lease: limits.lease,
+            extending: false,
+            lost: false,
+            stage: Stage::Working,
+        }
+    }
+
     pub(super) fn is_running(&self) -> bool {
         self.tasks.iter().any(|task| task.state == TaskState::Running)
     }
 
     /// Moves on from [`Stage::Working`] once nothing is left to do.
     pub(super) fn conclude(&mut self, now: Moment, ack_linger: Duration) {
-        let done = |task: &Task| matches!(task.state, TaskState::Settled | TaskState::Failed(_));
-        if self.stage != Stage::Working || !self.tasks.iter().all(done) {
+        if self.stage != Stage::Working || self.tasks.iter().any(Task::is_open) {
             return;
         }
         self.stage = self.verdict(now).unwrap_or(Stage::deleting(now + ack_linger));
@@ -143,6 +208,12 @@ impl Delivery {
         matches!(self.stage, Stage::Deleting { .. } | Stage::Releasing { .. })
     }
 
+    /// All that is left of it may be imported with others.
+    pub(super) fn is_small(&self, limits: &Limits) -> bool {
+        let small = |task: &Task| !task.is_open() || group::is_sociable(limits, task);
+        self.stage == Stage::Working && self.tasks.iter().all(small)
+    }
+
     /// Half of the lease is left: time for a second try if the first extension fails.
     pub(super) fn extend_at(&self) -> Moment {
         self.leased_at + self.lease / 2
@@ -162,15 +233,17 @@ impl Delivery {
     }
 
     /// When something of this delivery is due, its lease aside.
-    pub(super) fn wakes(&self) -> impl Iterator<Item = Moment> {
+    pub(super) fn wakes(&self, limits: &Limits) -> impl Iterator<Item = Moment> {
         let stage = match &self.stage {
             Stage::Burying { due, .. } | Stage::Deleting { due, .. } => *due,
             Stage::Working | Stage::Releasing { .. } => None,
         };
-        let retries = self.tasks.iter().filter_map(|task| match task.state {
-            TaskState::Waiting { not_before } => Some(not_before),
+        let starts = self.tasks.iter().filter_map(|task| match task.state {
+            TaskState::Waiting { not_before } => {
+                Some([not_before, group::ready_at(limits, task, not_before)])
+            }
             _ => None,
         });
-        stage.into_iter().chain(retries)
+        stage.into_iter().chain(starts.flatten())
     }
 }

@@ -12,18 +12,27 @@
 //!   │       backoff; outage: hold, probe        ▼
 //!   │                                        ┌───────────┐
 //!   └──retries used up, or drain───────────▶ │ Releasing │ ─────────▶ gone (SQS delivers again)
-//!                                            └───────────┘
+//!   └──lease lost, nothing runs──────────┐   └───────────┘
+//!                                        └───────────────────────────▶ gone
 //! ```
+//!
+//! Small objects of one feed wait a moment for each other and share an import. When it fails and
+//! nobody knows because of whom, its objects are tried again in groups of half the size, until
+//! the guilty one stands alone; what they failed at together counts against none of them.
 //!
 //! A message is deleted only after every event in it is settled durably, or after a copy with
 //! the reason lies in the dead-letter queue. Leases are extended for everything held, but
 //! correctness never relies on them: a second importer finds the ledger row.
+//!
+//! `tests/simulation/` runs this code in a world where everything fails that may fail.
 
 mod backoff;
 mod breaker;
+mod budget;
+mod concurrency;
 mod delivery;
-#[cfg(test)]
-mod simulation;
+mod group;
+mod signals;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -33,106 +42,16 @@ use rand::rngs::SmallRng;
 use weirgate_common::fault::{Dependency, Fault};
 use weirgate_common::queue::{BATCH_MAX, LEASE_TOTAL_MAX};
 
-use crate::failure::Failure;
 use backoff::Backoff;
 use breaker::Breakers;
-use delivery::{Delivery, Stage, Task, TaskState, Verdict};
-
-/// Time since the start of the process, by the monotonic clock.
-pub type Moment = Duration;
-
-/// One receipt of a message, numbered by this process.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct DeliveryId(pub u64);
-
-/// One event of a delivery.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct TaskId {
-    pub delivery: DeliveryId,
-    pub index: usize,
-}
-
-/// The named limits; each has a reason.
-#[derive(Clone, Debug)]
-pub struct Limits {
-    /// Imports at the same time.
-    pub slots: usize,
-    /// Bytes of memory that running imports may need together.
-    pub bytes_max: u64,
-    /// Visibility asked for at receive and at each extension.
-    pub lease: Duration,
-    /// In-place tries of a transient failure, before the message is given back.
-    pub attempts_max: u32,
-    /// The queue's `maxReceiveCount`: the last receive at which we can still dead-letter with a
-    /// reason, before SQS does it without one.
-    pub receives_max: u32,
-    /// Jitter comes from here, so that a run can be repeated.
-    pub seed: u64,
-}
-
-/// A freshly received message, as far as the protocol cares.
-#[derive(Clone, Debug)]
-pub struct Arrival {
-    pub delivery: DeliveryId,
-    pub receive_count: u32,
-    /// Memory that importing each event needs. Empty: nothing to do but acknowledge.
-    pub costs: Vec<u64>,
-    /// Something in the message cannot be processed: it is no event, or for no feed.
-    pub failure: Option<Failure>,
-}
-
-#[derive(Debug)]
-pub enum Input {
-    /// Time passed; see [`Protocol::next_wake`].
-    Wake,
-    Received(Vec<Arrival>),
-    ReceiveFailed,
-    /// `Ok`: settled durably, whether rows were written now, before, or rightly never.
-    Imported(TaskId, Result<(), Failure>),
-    DeadLettered(DeliveryId, bool),
-    Deleted(Vec<(DeliveryId, bool)>),
-    Extended(Vec<(DeliveryId, Extension)>),
-    Released(Vec<DeliveryId>),
-    Probed(Dependency, bool),
-    /// Finish what can be finished until the moment given, give the rest back.
-    Drain(Moment),
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Extension {
-    Granted,
-    /// The receipt is stale: somebody else has, or will get, the message.
-    Lost,
-    /// No answer; ask again.
-    Failed,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Effect {
-    Receive {
-        count: usize,
-    },
-    Import(TaskId),
-    DeadLetter {
-        delivery: DeliveryId,
-        event: Option<usize>,
-        attempts: u32,
-        failure: Failure,
-    },
-    Extend(Vec<(DeliveryId, Duration)>),
-    Delete(Vec<DeliveryId>),
-    Release(Vec<(DeliveryId, Duration)>),
-    Probe(Dependency),
-    /// The protocol is done with this delivery.
-    Forget(DeliveryId),
-    /// Nothing is held any more; the drain is complete.
-    Stop,
-}
-
-/// What to do now. Dropping it loses messages.
-#[must_use]
-#[derive(Debug, Default)]
-pub struct Effects(pub Vec<Effect>);
+use budget::Budget;
+use concurrency::Concurrency;
+use delivery::{Delivery, Stage, TaskState};
+use group::Group;
+pub use signals::{
+    Arrival, DeliveryId, Effect, Effects, Extension, FeedId, Grouping, ImportId, Input, Limits,
+    Load, Moment, Outcome, TaskId,
+};
 
 /// Acknowledgements wait this long for company: a batch call costs the same for ten.
 const ACK_LINGER: Duration = Duration::from_millis(50);
@@ -146,14 +65,18 @@ const BURIALS_MAX: u32 = 6;
 /// After the grace of a drain, how long the last calls to SQS may take.
 const STOP_AFTER: Duration = Duration::from_secs(5);
 
-/// Held deliveries per slot: retries that wait must not keep slots empty, and nobody should
+/// Deliveries held per slot, or groups of them: retries that wait must not keep slots empty, and nobody should
 /// hold many messages that others could work on.
 const HELD_PER_SLOT: usize = 2;
 
 pub struct Protocol {
     limits: Limits,
     deliveries: BTreeMap<DeliveryId, Delivery>,
+    /// What runs.
+    imports: BTreeMap<ImportId, Import>,
+    next_import: u64,
     breakers: Breakers,
+    concurrency: Concurrency,
     receiving: bool,
     drain: Option<Moment>,
     stopped: bool,
@@ -162,13 +85,25 @@ pub struct Protocol {
     rng: SmallRng,
 }
 
+struct Import {
+    cost: u64,
+    objects: usize,
+    /// Whether others of its kind could have joined it.
+    small: bool,
+    started_at: Moment,
+}
+
 impl Protocol {
     pub fn new(limits: Limits) -> Self {
         assert!(limits.slots > 0, "an importer needs a slot");
+        assert!(limits.grouping.objects_max > 0, "an import has an object");
         Protocol {
             rng: SmallRng::seed_from_u64(limits.seed),
+            concurrency: Concurrency::new(limits.slots),
             limits,
             deliveries: BTreeMap::new(),
+            imports: BTreeMap::new(),
+            next_import: 0,
             breakers: Breakers::default(),
             receiving: false,
             drain: None,
@@ -188,7 +123,7 @@ impl Protocol {
                 self.receiving = false;
                 self.breakers.open(Dependency::Queue, now, &mut self.rng);
             }
-            Input::Imported(task, result) => self.imported(now, task, result),
+            Input::Imported(import, outcomes) => self.imported(now, import, outcomes),
             Input::DeadLettered(id, sent) => self.dead_lettered(now, id, sent),
             Input::Deleted(results) => self.deleted(now, results, &mut effects),
             Input::Extended(results) => self.extended(now, results),
@@ -208,12 +143,12 @@ impl Protocol {
 
     /// When to send [`Input::Wake`] if nothing else happens before.
     pub fn next_wake(&self) -> Option<Moment> {
-        let deliveries = self
-            .deliveries
-            .values()
-            .flat_map(|delivery| std::iter::once(delivery.extend_at()).chain(delivery.wakes()));
+        let deliveries = self.deliveries.values().flat_map(|delivery| {
+            std::iter::once(delivery.extend_at()).chain(delivery.wakes(&self.limits))
+        });
         deliveries
             .chain(self.breakers.next_probe())
+            .chain(self.concurrency.next_tick())
             .chain(self.drain.into_iter().flat_map(|at| [at, at + STOP_AFTER]))
             .filter(|at| *at > self.now)
             .min()
@@ -226,83 +161,72 @@ impl Protocol {
 
     /// Imports running now.
     pub fn running(&self) -> usize {
-        self.tasks().filter(|task| task.state == TaskState::Running).count()
+        self.imports.len()
+    }
+
+    /// Slots in use: fewer than configured while the database is under strain.
+    pub fn slots(&self) -> usize {
+        self.concurrency.slots()
     }
 
     pub fn waits_for_outage(&self) -> bool {
         self.breakers.any_open()
     }
 
-    fn tasks(&self) -> impl Iterator<Item = &Task> {
-        self.deliveries.values().flat_map(|delivery| &delivery.tasks)
-    }
-
     fn received(&mut self, now: Moment, arrivals: Vec<Arrival>) {
         assert!(self.receiving, "messages arrive only when asked for");
         self.receiving = false;
         for arrival in arrivals {
-            let mut delivery = Delivery {
-                tasks: arrival.costs.into_iter().map(|cost| Task::new(cost, now)).collect(),
-                unprocessable: arrival.failure,
-                receive_count: arrival.receive_count,
-                received_at: now,
-                leased_at: now,
-                lease: self.limits.lease,
-                extending: false,
-                lost: false,
-                stage: Stage::Working,
-            };
+            let Arrival { delivery: id, receive_count, loads, failure } = arrival;
+            let mut delivery = Delivery::of(&self.limits, now, receive_count, loads, failure);
             delivery.conclude(now, ACK_LINGER);
-            let known = self.deliveries.insert(arrival.delivery, delivery);
+            let known = self.deliveries.insert(id, delivery);
             assert!(known.is_none(), "delivery ids are never reused");
         }
     }
 
-    fn imported(&mut self, now: Moment, task: TaskId, result: Result<(), Failure>) {
-        // A drain past its deadline has given the delivery back and forgotten it.
-        let Some(delivery) = self.deliveries.get_mut(&task.delivery) else { return };
-        let attempts_max = self.limits.attempts_max;
-        let receives_used = delivery.receive_count >= self.limits.receives_max;
-        let release = Backoff::RELEASE.after(delivery.receive_count, &mut self.rng);
-        let work = &mut delivery.tasks[task.index];
-        assert_eq!(work.state, TaskState::Running, "only what runs can end");
-        work.state = match result {
-            Ok(()) => TaskState::Settled,
-            Err(failure) => match failure.fault {
-                Fault::Outage(dependency) => {
+    fn imported(&mut self, now: Moment, import: ImportId, outcomes: Vec<(TaskId, Outcome)>) {
+        let import = self.imports.remove(&import).expect("only what runs can end");
+        let settled = outcomes.iter().any(|(_, outcome)| *outcome == Outcome::Settled);
+        // Those who failed together try again at the same time.
+        let regroup_at = now + Backoff::RETRY.after(1, &mut self.rng);
+        let mut contended = false;
+        for (id, outcome) in outcomes {
+            // A drain past its deadline has given the delivery back and forgotten it.
+            let Some(delivery) = self.deliveries.get_mut(&id.delivery) else { continue };
+            let task = &mut delivery.tasks[id.index];
+            assert_eq!(task.state, TaskState::Running, "only what runs can end");
+            if let Outcome::Failed(failure) | Outcome::FailedTogether(failure) = &outcome {
+                if let Fault::Outage(dependency) = failure.fault {
                     self.breakers.open(dependency, now, &mut self.rng);
-                    work.outages += 1;
-                    // One object may look like an outage for ever; it must not stop the others.
-                    match work.outages < attempts_max {
-                        true => TaskState::Waiting { not_before: now },
-                        false => TaskState::Failed(Verdict::Release { delay: release }),
-                    }
                 }
-                Fault::Busy => {
-                    work.waits += 1;
-                    let wait = Backoff::BUSY.after(work.waits, &mut self.rng);
-                    TaskState::Waiting { not_before: now + wait }
+                // One object that is locked for long, or fails for ever, says no more than that.
+                let first = task.waits == 0 && task.attempts == 0;
+                contended |= first && matches!(failure.fault, Fault::Busy | Fault::Transient);
+            }
+            task.state = match outcome {
+                Outcome::Settled => TaskState::Settled,
+                Outcome::Outsized => {
+                    task.company = 1;
+                    TaskState::Waiting { not_before: now }
                 }
-                Fault::Transient => {
-                    work.attempts += 1;
-                    let attempts = work.attempts;
-                    if attempts < attempts_max {
-                        let wait = Backoff::RETRY.after(attempts, &mut self.rng);
-                        TaskState::Waiting { not_before: now + wait }
-                    } else if receives_used {
-                        // SQS would move it at the next receive, without a reason.
-                        TaskState::Failed(Verdict::Bury { attempts, failure })
-                    } else {
-                        TaskState::Failed(Verdict::Release { delay: release })
-                    }
+                Outcome::FailedTogether(_) if import.objects > 1 => {
+                    task.company = import.objects.div_ceil(2);
+                    TaskState::Waiting { not_before: regroup_at }
                 }
-                Fault::Permanent => {
-                    let attempts = work.attempts + 1;
-                    TaskState::Failed(Verdict::Bury { attempts, failure })
+                Outcome::Failed(failure) | Outcome::FailedTogether(failure) => {
+                    let receives = delivery.receive_count;
+                    task.failed(now, failure, receives, &self.limits, &mut self.rng)
                 }
-            },
-        };
-        delivery.conclude(now, ACK_LINGER);
+            };
+            delivery.conclude(now, ACK_LINGER);
+        }
+        if contended {
+            self.concurrency.contended(now, import.started_at);
+        } else if settled && !budget::is_large(&self.limits, import.cost) {
+            // What a large import takes says how large it is.
+            self.concurrency.settled(now, import.started_at, import.cost);
+        }
     }
 
     fn dead_lettered(&mut self, now: Moment, id: DeliveryId, sent: bool) {
@@ -357,6 +281,8 @@ impl Protocol {
         if self.stopped {
             return;
         }
+        self.concurrency.tick(now);
+        self.give_up_lost(effects);
         if let Some(deadline) = self.drain {
             self.drain_held(now, deadline);
         }
@@ -378,6 +304,15 @@ impl Protocol {
         }
     }
 
+    /// Without a lease somebody else has, or will get, the message: what runs may end, but what
+    /// waits is left to them.
+    fn give_up_lost(&mut self, effects: &mut Effects) {
+        let given_up = self.deliveries.extract_if(.., |_, delivery| {
+            delivery.lost && delivery.stage == Stage::Working && !delivery.is_running()
+        });
+        effects.0.extend(given_up.map(|(id, _)| Effect::Forget(id)));
+    }
+
     /// While draining, what does not run is given back at once; past the deadline everything is.
     fn drain_held(&mut self, now: Moment, deadline: Moment) {
         let late = now >= deadline;
@@ -385,8 +320,13 @@ impl Protocol {
             let given_back = Stage::releasing(Duration::ZERO);
             match delivery.stage {
                 Stage::Working if late => delivery.stage = given_back,
+                // Whoever gets it next does the rest and buries what is bad, unless SQS does that
+                // first, without a reason.
                 Stage::Working if !delivery.is_running() => {
-                    delivery.stage = delivery.verdict(now).unwrap_or(given_back);
+                    let verdict = delivery
+                        .verdict(now)
+                        .filter(|_| delivery.receive_count >= self.limits.receives_max);
+                    delivery.stage = verdict.unwrap_or(given_back);
                 }
                 Stage::Burying { .. } if late => delivery.stage = given_back,
                 _ => {}
@@ -394,29 +334,33 @@ impl Protocol {
         }
     }
 
+    /// Without what waits.
+    fn budget(&self) -> Budget {
+        let mut budget = Budget::new(self.concurrency.slots(), &self.limits);
+        self.imports.values().for_each(|import| budget.take(import.cost));
+        budget
+    }
+
     fn start_imports(&mut self, now: Moment, effects: &mut Effects) {
         if self.breakers.any_open() {
             return;
         }
-        let running = |task: &&Task| task.state == TaskState::Running;
-        let mut slots = self.limits.slots.saturating_sub(self.tasks().filter(running).count());
-        let mut bytes: u64 = self.tasks().filter(running).map(|task| task.cost).sum();
-        for (id, delivery) in &mut self.deliveries {
-            if delivery.stage != Stage::Working {
+        let mut budget = self.budget();
+        for group in group::form(&self.limits, now, &self.deliveries) {
+            let Group { tasks, cost, ready_at, full, small } = group;
+            if !(full || ready_at <= now) || !budget.admit(cost) {
                 continue;
             }
-            for (index, task) in delivery.tasks.iter_mut().enumerate() {
-                let TaskState::Waiting { not_before } = task.state else { continue };
-                // What is over the budget alone runs alone.
-                let fits = bytes == 0 || bytes.saturating_add(task.cost) <= self.limits.bytes_max;
-                if slots == 0 || not_before > now || !fits {
-                    continue;
+            for id in &tasks {
+                if let Some(delivery) = self.deliveries.get_mut(&id.delivery) {
+                    delivery.tasks[id.index].state = TaskState::Running;
                 }
-                task.state = TaskState::Running;
-                slots -= 1;
-                bytes = bytes.saturating_add(task.cost);
-                effects.0.push(Effect::Import(TaskId { delivery: *id, index }));
             }
+            let id = ImportId(self.next_import);
+            self.next_import += 1;
+            let import = Import { cost, objects: tasks.len(), small, started_at: now };
+            self.imports.insert(id, import);
+            effects.0.push(Effect::Import(id, tasks));
         }
     }
 
@@ -496,25 +440,39 @@ impl Protocol {
         if self.receiving || self.drain.is_some() || self.breakers.any_open() {
             return;
         }
-        let unsettled = self.deliveries.values().filter(|delivery| !delivery.is_acknowledged());
-        let mut held = 0;
-        let mut wants_slot = 0;
-        for delivery in unsettled {
-            held += 1;
-            wants_slot += delivery.tasks.iter().filter(|task| task.wants_slot(now)).count();
+        let (mut budget, mut gathering, mut queued) = (self.budget(), false, false);
+        for group in group::form(&self.limits, now, &self.deliveries) {
+            match group.small && !group.full {
+                true => gathering = true,
+                false => {
+                    budget.take(group.cost);
+                    queued = true;
+                }
+            }
         }
-        let free_slots = self.limits.slots.saturating_sub(wants_slot);
-        let free_places = (HELD_PER_SLOT * self.limits.slots).saturating_sub(held);
-        let count = free_slots.min(free_places).min(BATCH_MAX);
+        let free_places = (HELD_PER_SLOT * self.limits.slots).saturating_sub(self.places());
+        // Where objects are small the next group gathers while others run.
+        let small = gathering || self.imports.values().any(|import| import.small);
+        let count = match small && !queued {
+            true => BATCH_MAX * free_places.min(1),
+            false => budget.free_slots().min(free_places).min(BATCH_MAX),
+        };
         if count > 0 {
             self.receiving = true;
             effects.0.push(Effect::Receive { count });
         }
     }
-}
 
-impl Effects {
-    fn batches<T: Clone>(&mut self, entries: Vec<T>, effect: impl Fn(Vec<T>) -> Effect) {
-        self.0.extend(entries.chunks(BATCH_MAX).map(|batch| effect(batch.to_vec())));
+    /// How much is held: as many messages about small objects as one import takes count as one.
+    fn places(&self) -> usize {
+        let unsettled = self.deliveries.values().filter(|delivery| !delivery.is_acknowledged());
+        let (mut small, mut others) = (0_usize, 0);
+        for delivery in unsettled {
+            match delivery.is_small(&self.limits) {
+                true => small += 1,
+                false => others += 1,
+            }
+        }
+        others + small.div_ceil(self.limits.grouping.objects_max)
     }
 }

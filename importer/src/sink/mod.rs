@@ -1,10 +1,10 @@
-//! The database side: one transaction that holds an object's rows and its ledger row.
+//! The database side: one transaction that holds the rows and the ledger rows of its objects.
 //!
 //! ```text
 //! admission   what the ledger says about the object       pure
 //!   └─▶ target     the table, made or brought up to date; the plan for its columns
 //!         └─▶ statement   rows bound to a prepared statement (SQLite)
-//!               └─▶ run        the transaction, the same on every database
+//!               └─▶ import     the transaction, the same on every database
 //!                     └─▶ postgres, sqlite   its steps, in the words of each
 //! ```
 
@@ -26,7 +26,7 @@ use weirgate_common::ledger::{Ledger, database_fault};
 
 use crate::event::ObjectCreated;
 use crate::failure::Failure;
-use crate::rows::{Chunks, Opened, REJECTED_MAX, RejectedRow};
+use crate::rows::{self, Chunks, Format, Opened, REJECTED_MAX, RejectedRow};
 use admission::{Admission, LedgerRow, RowState, admit};
 use postgres::Postgres;
 use sqlite::Sqlite;
@@ -56,6 +56,17 @@ pub enum Outcome {
     Superseded,
 }
 
+/// Why an object was not imported.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// For a cause of its own.
+    Own(Failure),
+    /// The transaction failed; nobody knows which of its objects is the cause, if it is one.
+    Joint(Failure),
+    /// There is no room for it beside others.
+    Outsized,
+}
+
 /// Where rows go.
 #[derive(Clone)]
 pub enum Sink {
@@ -71,34 +82,58 @@ impl Sink {
         }
     }
 
-    /// Whether the object is settled already, without reading it: a redelivery must find its
-    /// ledger row even when the object is gone. The transaction decides again, under a lock.
-    pub async fn is_settled(&self, job: &Job<'_>) -> Result<Option<Outcome>, Failure> {
-        let rows = match self {
-            Sink::Postgres(sink) => sink.ledger_rows(job).await?,
-            Sink::Sqlite(sink) => sink.ledger_rows(job).await?,
+    /// Which objects are settled already, without reading them: a redelivery must find its ledger
+    /// row even when the object is gone. The transaction decides again, under a lock.
+    pub async fn settled(&self, jobs: &[Job<'_>]) -> Result<Vec<Option<Outcome>>, Failure> {
+        let ledger = match self {
+            Sink::Postgres(sink) => sink.ledger_rows(jobs).await?,
+            Sink::Sqlite(sink) => sink.ledger_rows(jobs).await?,
         };
-        match decide(job, &rows) {
+        let settled = |(job, rows): (&Job<'_>, Vec<LedgerRow>)| match decide(job, &rows) {
             Admission::AlreadyCommitted { advance_sequencer: None } => {
-                Ok(Some(Outcome::AlreadyCommitted))
+                Some(Outcome::AlreadyCommitted)
             }
-            Admission::Superseded => Ok(Some(Outcome::Superseded)),
-            Admission::AlreadyCommitted { .. } | Admission::Import { .. } => Ok(None),
-        }
+            Admission::Superseded => Some(Outcome::Superseded),
+            Admission::AlreadyCommitted { .. } | Admission::Import { .. } => None,
+        };
+        Ok(jobs.iter().zip(ledger).map(settled).collect())
     }
 
-    /// Imports one opened object: table, rows, ledger row, commit.
-    pub async fn import(&self, job: &Job<'_>, opened: Opened) -> Result<Outcome, Failure> {
+    /// Imports opened objects of one feed in one transaction: table, rows, ledger rows, commit.
+    /// Several must have been read whole; no two may be of the same key.
+    pub async fn import(&self, objects: Vec<(Job<'_>, Opened)>) -> Vec<Result<Outcome, Refusal>> {
         match self {
-            Sink::Postgres(sink) => sink.import(job, opened).await,
-            Sink::Sqlite(sink) => sink.import(job, opened).await,
+            Sink::Postgres(sink) => import(sink, objects).await,
+            Sink::Sqlite(sink) => import(sink, objects).await,
         }
     }
 }
 
-/// What the transaction is to write.
+/// A database, as far as imports differ on it.
+trait Database: Sync {
+    type Open: Transaction;
+
+    fn targets(&self) -> &Targets;
+
+    fn ledger(&self) -> &Ledger;
+
+    /// As many ids for objects, if the database does not hand them out with the ledger row.
+    fn ids(
+        &self,
+        job: &Job<'_>,
+        count: usize,
+    ) -> impl Future<Output = Result<Vec<i64>, Failure>> + Send;
+
+    /// What is to become of the object's bytes before the transaction.
+    fn format(&self, import: &Import<'_>) -> Result<Format, Failure>;
+
+    fn begin(&self, job: &Job<'_>) -> impl Future<Output = Result<Self::Open, Failure>> + Send;
+}
+
+/// One object in a transaction.
 struct Import<'j> {
     job: Job<'j>,
+    id: i64,
     /// Size of the object.
     bytes: i64,
     /// Absent for an object without any bytes, which has no schema.
@@ -106,30 +141,14 @@ struct Import<'j> {
     target: Option<Arc<Target>>,
 }
 
-impl<'j> Import<'j> {
-    async fn prepare(
-        job: Job<'j>,
-        opened: &Opened,
-        targets: &Targets,
-        ledger: &Ledger,
-    ) -> Result<Self, Failure> {
-        let header = opened.header().cloned();
-        let target = match &header {
-            Some(header) => Some(targets.prepare(ledger, &job, header).await?),
-            None => None,
-        };
-        let bytes = i64::try_from(opened.bytes()).unwrap_or(i64::MAX);
-        Ok(Import { job, bytes, header, target })
-    }
-}
-
 /// One open transaction, in the words of its database. Dropped without a commit, it is undone.
 trait Transaction: Sized + Send {
-    /// What the ledger holds of the job's feed, bucket and key, read under a lock on them.
+    /// What the ledger holds of each job's feed, bucket and key, read under a lock on them; `None`
+    /// where somebody else has the lock.
     fn ledger(
         &mut self,
-        job: &Job<'_>,
-    ) -> impl Future<Output = Result<Vec<LedgerRow>, Failure>> + Send;
+        jobs: &[Job<'_>],
+    ) -> impl Future<Output = Result<Vec<Option<Vec<LedgerRow>>>, Failure>> + Send;
 
     fn advance_sequencer(
         &mut self,
@@ -144,43 +163,168 @@ trait Transaction: Sized + Send {
         row: i64,
     ) -> impl Future<Output = Result<(), Failure>> + Send;
 
-    /// The rows, the ledger row, and what belongs to them.
+    /// The rows, the ledger rows, and what belongs to them.
     fn write(
         &mut self,
-        import: &Import<'_>,
-        chunks: Chunks,
-    ) -> impl Future<Output = Result<Written, Failure>> + Send;
+        imports: Vec<(Import<'_>, Chunks)>,
+    ) -> impl Future<Output = Result<Vec<Written>, Broken>> + Send;
 
     fn commit(self, job: &Job<'_>) -> impl Future<Output = Result<(), Failure>> + Send;
+}
+
+/// Why a transaction failed, and because of which of its objects, where that is known.
+struct Broken {
+    failure: Failure,
+    guilty: Option<usize>,
+}
+
+impl From<Failure> for Broken {
+    fn from(failure: Failure) -> Self {
+        Broken { failure, guilty: None }
+    }
+}
+
+/// Prepares each object and runs the transaction. What concerns one object keeps it out; what
+/// breaks the transaction concerns all that are in it.
+async fn import<D: Database>(
+    database: &D,
+    objects: Vec<(Job<'_>, Opened)>,
+) -> Vec<Result<Outcome, Refusal>> {
+    let Some((first, _)) = objects.first() else { return Vec::new() };
+    let feed_name = first.feed_name;
+    let label = match objects.len() {
+        1 => first.object_name.to_owned(),
+        count => format!("{} and {} others", first.object_name, count - 1),
+    };
+    let all = Job { object_name: &label, ..*first };
+    let mut results: Vec<Option<Result<Outcome, Refusal>>> = objects.iter().map(|_| None).collect();
+    let ids = match database.ids(&all, objects.len()).await {
+        Ok(ids) => ids,
+        Err(failure) => {
+            return objects.iter().map(|_| Err(Refusal::Joint(failure.clone()))).collect();
+        }
+    };
+    let (mut prepared, mut sources) = (Vec::new(), Vec::new());
+    for (at, ((job, opened), id)) in objects.into_iter().zip(ids).enumerate() {
+        match prepare(database, job, &opened, id).await {
+            Ok((import, format)) => {
+                prepared.push((at, import));
+                sources.push((opened, format));
+            }
+            Err(failure) => results[at] = Some(Err(Refusal::Own(failure))),
+        }
+    }
+    let mut ready = Vec::with_capacity(prepared.len());
+    let mut places = Vec::with_capacity(prepared.len());
+    for ((at, import), chunks) in prepared.into_iter().zip(read(sources).await) {
+        match chunks {
+            Ok(chunks) => {
+                places.push(at);
+                ready.push((import, chunks));
+            }
+            Err(refusal) => results[at] = Some(Err(refusal)),
+        }
+    }
+    if !ready.is_empty() {
+        let count = ready.len();
+        let ran = match database.begin(&all).await {
+            Ok(open) => run(open, &all, ready).await,
+            Err(failure) => Err(failure.into()),
+        };
+        let outcomes = ran.unwrap_or_else(|Broken { failure, guilty }| {
+            database.targets().reconsider(feed_name, &failure);
+            let refusal = |at| match guilty == Some(at) {
+                true => Err(Refusal::Own(failure.clone())),
+                false => Err(Refusal::Joint(failure.clone())),
+            };
+            (0..count).map(refusal).collect()
+        });
+        places.into_iter().zip(outcomes).for_each(|(at, outcome)| results[at] = Some(outcome));
+    }
+    results.into_iter().map(|result| result.expect("every object came to its end")).collect()
+}
+
+async fn prepare<'j, D: Database>(
+    database: &D,
+    job: Job<'j>,
+    opened: &Opened,
+    id: i64,
+) -> Result<(Import<'j>, Format), Failure> {
+    let header = opened.header().cloned();
+    let target = match &header {
+        Some(header) => Some(database.targets().prepare(database.ledger(), &job, header).await?),
+        None => None,
+    };
+    let bytes = i64::try_from(opened.bytes()).unwrap_or(i64::MAX);
+    let import = Import { job, id, bytes, header, target };
+    let format = database.format(&import)?;
+    Ok((import, format))
+}
+
+/// One object streams; several are transcoded to their ends.
+async fn read(mut sources: Vec<(Opened, Format)>) -> Vec<Result<Chunks, Refusal>> {
+    if sources.len() == 1 {
+        let Some((opened, format)) = sources.pop() else { return Vec::new() };
+        return vec![opened.start(format).await.map_err(Refusal::Own)];
+    }
+    let outsized = |chunks: Option<Chunks>| chunks.ok_or(Refusal::Outsized);
+    let gathered = rows::gather(sources).await;
+    gathered.into_iter().map(|read| read.map_err(Refusal::Own).and_then(outsized)).collect()
 }
 
 /// The import transaction, the same on every database.
 async fn run<T: Transaction>(
     mut transaction: T,
-    import: &Import<'_>,
-    chunks: Chunks,
-) -> Result<Outcome, Failure> {
-    let job = &import.job;
-    let ledger = transaction.ledger(job).await?;
-    let outcome = match decide(job, &ledger) {
-        Admission::Superseded => return Ok(Outcome::Superseded),
-        Admission::AlreadyCommitted { advance_sequencer } => {
-            if let Some(row) = advance_sequencer {
-                transaction.advance_sequencer(job, row).await?;
+    all: &Job<'_>,
+    objects: Vec<(Import<'_>, Chunks)>,
+) -> Result<Vec<Result<Outcome, Refusal>>, Broken> {
+    let jobs: Vec<Job<'_>> = objects.iter().map(|(import, _)| import.job).collect();
+    let ledger = transaction.ledger(&jobs).await?;
+    let (mut outcomes, mut writes) = (Vec::with_capacity(jobs.len()), Vec::new());
+    let mut places = Vec::new();
+    let mut changed = false;
+    for (at, ((import, chunks), rows)) in objects.into_iter().zip(ledger).enumerate() {
+        let job = import.job;
+        let Some(rows) = rows else {
+            outcomes.push(Err(Refusal::Own(object_busy(&job))));
+            continue;
+        };
+        outcomes.push(Ok(match decide(&job, &rows) {
+            Admission::Superseded => Outcome::Superseded,
+            Admission::AlreadyCommitted { advance_sequencer } => {
+                if let Some(row) = advance_sequencer {
+                    changed = true;
+                    transaction.advance_sequencer(&job, row).await?;
+                }
+                Outcome::AlreadyCommitted
             }
-            Outcome::AlreadyCommitted
-        }
-        Admission::Import { replaces } => {
-            for row in &replaces {
-                transaction.replace(job, *row).await?;
+            Admission::Import { replaces } => {
+                changed = true;
+                for row in &replaces {
+                    transaction.replace(&job, *row).await?;
+                }
+                writes.push((import, chunks));
+                places.push(at);
+                Outcome::Committed { rows: 0, rejected: 0, replaced: replaces.len() }
             }
-            let written = transaction.write(import, chunks).await?;
-            let rejected = written.rejected.len();
-            Outcome::Committed { rows: written.rows, rejected, replaced: replaces.len() }
+        }));
+    }
+    if !writes.is_empty() {
+        let written = transaction.write(writes).await.map_err(|broken| Broken {
+            guilty: broken.guilty.map(|at| places[at]),
+            failure: broken.failure,
+        })?;
+        for (at, written) in places.into_iter().zip(written) {
+            if let Ok(Outcome::Committed { rows, rejected, .. }) = &mut outcomes[at] {
+                *rows = written.rows;
+                *rejected = written.rejected.len();
+            }
         }
-    };
-    transaction.commit(job).await?;
-    Ok(outcome)
+    }
+    if changed {
+        transaction.commit(all).await?;
+    }
+    Ok(outcomes)
 }
 
 fn decide(job: &Job<'_>, ledger: &[LedgerRow]) -> Admission {
@@ -221,44 +365,13 @@ impl Written {
 const INSERT_REJECTED: &str =
     "INSERT INTO weirgate.rejected_row (object, ordinal, reason, record) VALUES ($1, $2, $3, $4)";
 
-const SELECT_LEDGER: &str = "SELECT id, etag, sequencer, state FROM weirgate.object
-     WHERE feed = $1 AND bucket = $2 AND key = $3";
-
-const INSERT_LEDGER: &str = "INSERT INTO weirgate.object (id, feed, bucket, key, etag, version_id,
-        sequencer, table_name, state, rows, rejected_rows, bytes, schema_fingerprint, event_at,
-        received_at, committed_at, worker)
-     VALUES ($1, $2, $3, $4, $5, $6, $7, $8, 'committed', $9, $16, $10, $11, $12, $13, $14, $15)";
-
 const MARK_REPLACED: &str = "UPDATE weirgate.object SET state = 'replaced' WHERE id = $1";
 
 const ADVANCE_SEQUENCER: &str = "UPDATE weirgate.object SET sequencer = $2 WHERE id = $1";
 
-/// Binds [`INSERT_LEDGER`]; the two databases differ only in type.
-macro_rules! bind_ledger {
-    ($query:expr, $id:expr, $import:expr, $written:expr, $now:expr) => {{
-        let job = &$import.job;
-        $query
-            .bind($id)
-            .bind(job.feed_name)
-            .bind(&job.object.bucket)
-            .bind(&job.object.key)
-            .bind(&job.object.etag)
-            .bind(&job.object.version_id)
-            .bind(&job.object.sequencer)
-            .bind(job.feed.table.to_string())
-            .bind($written.rows())
-            .bind($import.bytes)
-            .bind($import.header.as_ref().map(|header| header.fingerprint))
-            .bind(job.object.at)
-            .bind(job.received_at)
-            .bind($now)
-            .bind(job.worker)
-            .bind($written.rejected())
-    }};
-}
-use bind_ledger;
+type LedgerColumns = (i64, String, Option<String>, String);
 
-fn ledger_row((id, etag, sequencer, state): (i64, String, Option<String>, String)) -> LedgerRow {
+fn ledger_row((id, etag, sequencer, state): LedgerColumns) -> LedgerRow {
     let state = match state.as_str() {
         "committed" => RowState::Committed,
         "replaced" => RowState::Replaced,
@@ -289,9 +402,9 @@ fn sqlstate(error: &sqlx::Error) -> Option<String> {
     error.as_database_error()?.code().map(|code| code.into_owned())
 }
 
-/// Another importer holds the object right now.
-fn object_busy(job: &Job<'_>) -> Failure {
-    let detail = format!("{} is being imported by another worker", job.object_name);
+/// Another import is about the same key right now.
+pub fn object_busy(job: &Job<'_>) -> Failure {
+    let detail = format!("{} is being imported already", job.object_name);
     Failure::new(Fault::Busy, "object_busy", detail)
 }
 

@@ -1,6 +1,6 @@
-//! The import transaction on PostgreSQL: advisory lock, ledger, binary COPY, commit.
+//! The import transaction on PostgreSQL: advisory locks, ledger, binary COPY, commit.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use sha2::{Digest, Sha256};
@@ -12,12 +12,11 @@ use weirgate_common::ledger::Ledger;
 use super::admission::LedgerRow;
 use super::target::{Target, Targets, captures};
 use super::{
-    ADVANCE_SEQUENCER, INSERT_LEDGER, INSERT_REJECTED, Import, Job, MARK_REPLACED, Outcome,
-    SELECT_LEDGER, Transaction, Written, bad_key, bind_ledger, ledger_row, object_busy, refused,
-    run,
+    ADVANCE_SEQUENCER, Broken, Database, INSERT_REJECTED, Import, Job, MARK_REPLACED, Transaction,
+    Written, bad_key, ledger_row, refused,
 };
 use crate::failure::Failure;
-use crate::rows::{Chunks, Format, Opened};
+use crate::rows::{Chunks, Format};
 
 #[derive(Clone)]
 pub struct Postgres {
@@ -37,46 +36,10 @@ impl Postgres {
         Postgres { pool, ledger, targets: Arc::default(), ids: Arc::default() }
     }
 
-    pub async fn ledger_rows(&self, job: &Job<'_>) -> Result<Vec<LedgerRow>, Failure> {
-        let mut connection = self.acquire(job).await?;
-        select_ledger(&mut connection, job).await
-    }
-
-    pub async fn import(&self, job: &Job<'_>, opened: Opened) -> Result<Outcome, Failure> {
-        let import = Import::prepare(*job, &opened, &self.targets, &self.ledger).await?;
-        let id = self.next_id(job).await?;
-        let format = match &import.target {
-            Some(target) => {
-                let constants = target
-                    .plan
-                    .constants(id, &captures(job))
-                    .map_err(|error| bad_key(job, &error))?;
-                let on_bad_row = job.feed.on_bad_row;
-                Format::Copy { plan: target.plan.clone(), constants, on_bad_row }
-            }
-            None => Format::Blocks,
-        };
-        let chunks = opened.start(format).await?;
-        let open = self.pool.begin().await.map_err(|error| refused(job, "begin", &error))?;
-        let imported = run(Open { transaction: open, id }, &import, chunks).await;
-        imported.inspect_err(|failure| self.targets.reconsider(job.feed_name, failure))
-    }
-
-    async fn next_id(&self, job: &Job<'_>) -> Result<i64, Failure> {
-        let pop = || self.ids.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
-        if let Some(id) = pop() {
-            return Ok(id);
-        }
-        let fetched: Vec<(i64,)> =
-            sqlx::query_as("SELECT nextval('weirgate.object_id') FROM generate_series(1, $1)")
-                .bind(IDS_AT_ONCE)
-                .fetch_all(&self.pool)
-                .await
-                .map_err(|error| refused(job, "taking object ids", &error))?;
-        let mut fetched = fetched.into_iter().map(|(id,)| id);
-        let id = fetched.next().expect("the series has at least one element");
-        self.ids.lock().unwrap_or_else(PoisonError::into_inner).extend(fetched);
-        Ok(id)
+    pub async fn ledger_rows(&self, jobs: &[Job<'_>]) -> Result<Vec<Vec<LedgerRow>>, Failure> {
+        let Some(first) = jobs.first() else { return Ok(Vec::new()) };
+        let mut connection = self.acquire(first).await?;
+        select_ledger(&mut connection, first, jobs).await
     }
 
     async fn acquire(
@@ -87,127 +50,262 @@ impl Postgres {
     }
 }
 
-/// An open transaction, and the id of the object it is about to import.
-struct Open {
-    transaction: sqlx::Transaction<'static, sqlx::Postgres>,
-    id: i64,
+impl Database for Postgres {
+    type Open = Open;
+
+    fn targets(&self) -> &Targets {
+        &self.targets
+    }
+
+    fn ledger(&self) -> &Ledger {
+        &self.ledger
+    }
+
+    async fn ids(&self, job: &Job<'_>, count: usize) -> Result<Vec<i64>, Failure> {
+        let known = || self.ids.lock().unwrap_or_else(PoisonError::into_inner);
+        {
+            let mut known = known();
+            if known.len() >= count {
+                return Ok(known.drain(..count).collect());
+            }
+        }
+        let wanted = i64::try_from(count).unwrap_or(i64::MAX).max(IDS_AT_ONCE);
+        let fetched: Vec<(i64,)> =
+            sqlx::query_as("SELECT nextval('weirgate.object_id') FROM generate_series(1, $1)")
+                .bind(wanted)
+                .fetch_all(&self.pool)
+                .await
+                .map_err(|error| refused(job, "taking object ids", &error))?;
+        let mut fetched = fetched.into_iter().map(|(id,)| id);
+        let ids = fetched.by_ref().take(count).collect();
+        known().extend(fetched);
+        Ok(ids)
+    }
+
+    fn format(&self, import: &Import<'_>) -> Result<Format, Failure> {
+        let Some(target) = &import.target else { return Ok(Format::Blocks) };
+        let job = &import.job;
+        let constants = target
+            .plan
+            .constants(import.id, &captures(job))
+            .map_err(|error| bad_key(job, &error))?;
+        let on_bad_row = job.feed.on_bad_row;
+        Ok(Format::Copy { plan: target.plan.clone(), constants, on_bad_row })
+    }
+
+    async fn begin(&self, job: &Job<'_>) -> Result<Open, Failure> {
+        let open = self.pool.begin().await.map_err(|error| refused(job, "begin", &error))?;
+        Ok(Open(open))
+    }
 }
 
+/// An open transaction.
+pub(super) struct Open(sqlx::Transaction<'static, sqlx::Postgres>);
+
 impl Transaction for Open {
-    async fn ledger(&mut self, job: &Job<'_>) -> Result<Vec<LedgerRow>, Failure> {
-        let (locked,): (bool,) = sqlx::query_as("SELECT pg_try_advisory_xact_lock($1)")
-            .bind(lock_key(&[job.feed_name, &job.object.bucket, &job.object.key]))
-            .fetch_one(&mut *self.transaction)
-            .await
-            .map_err(|error| refused(job, "locking the object", &error))?;
-        if !locked {
-            return Err(object_busy(job));
+    async fn ledger(&mut self, jobs: &[Job<'_>]) -> Result<Vec<Option<Vec<LedgerRow>>>, Failure> {
+        let Some(first) = jobs.first() else { return Ok(Vec::new()) };
+        let keys: Vec<i64> = jobs
+            .iter()
+            .map(|job| lock_key(&[job.feed_name, &job.object.bucket, &job.object.key]))
+            .collect();
+        let locked: Vec<(i64, bool)> = sqlx::query_as(
+            "SELECT n, pg_try_advisory_xact_lock(k) FROM unnest($1::bigint[]) WITH ORDINALITY AS m(k, n)",
+        )
+        .bind(keys)
+        .fetch_all(&mut *self.0)
+        .await
+        .map_err(|error| refused(first, "locking the objects", &error))?;
+        // A statement of its own: its snapshot must be younger than the locks.
+        let rows = select_ledger(&mut self.0, first, jobs).await?;
+        let mut rows: Vec<_> = rows.into_iter().map(Some).collect();
+        for (n, _) in locked.into_iter().filter(|(_, locked)| !locked) {
+            rows[n as usize - 1] = None;
         }
-        // A statement of its own: its snapshot must be younger than the lock.
-        select_ledger(&mut self.transaction, job).await
+        Ok(rows)
     }
 
     async fn advance_sequencer(&mut self, job: &Job<'_>, row: i64) -> Result<(), Failure> {
         let update = sqlx::query(ADVANCE_SEQUENCER).bind(row).bind(&job.object.sequencer);
-        let done = update.execute(&mut *self.transaction).await;
+        let done = update.execute(&mut *self.0).await;
         done.map(drop).map_err(|error| refused(job, "advancing the sequencer", &error))
     }
 
     async fn replace(&mut self, job: &Job<'_>, row: i64) -> Result<(), Failure> {
         let failed = |error: sqlx::Error| refused(job, "replacing the older version", &error);
-        let connection = &mut *self.transaction;
+        let connection = &mut *self.0;
         let delete = format!("DELETE FROM {} WHERE _object = $1", job.feed.table.in_postgres());
         sqlx::query(&delete).bind(row).execute(&mut *connection).await.map_err(failed)?;
         sqlx::query(MARK_REPLACED).bind(row).execute(connection).await.map_err(failed)?;
         Ok(())
     }
 
-    async fn write(&mut self, import: &Import<'_>, mut chunks: Chunks) -> Result<Written, Failure> {
-        let job = &import.job;
-        let failed = |error: sqlx::Error| refused(job, "writing the ledger row", &error);
-        let connection = &mut *self.transaction;
-        let written = match &import.target {
-            Some(target) => copy(connection, job, target, &mut chunks).await?,
-            None => Written::default(),
-        };
-        let now = clock::now();
-        let insert = sqlx::query(INSERT_LEDGER);
-        bind_ledger!(insert, self.id, import, written, now)
-            .execute(&mut *connection)
-            .await
-            .map_err(failed)?;
-        for row in &written.rejected {
-            sqlx::query(INSERT_REJECTED)
-                .bind(self.id)
-                .bind(i64::try_from(row.ordinal).unwrap_or(i64::MAX))
-                .bind(row.reason.replace('\0', "\u{fffd}"))
-                .bind(&row.record)
-                .execute(&mut *connection)
-                .await
-                .map_err(failed)?;
+    async fn write(
+        &mut self,
+        mut imports: Vec<(Import<'_>, Chunks)>,
+    ) -> Result<Vec<Written>, Broken> {
+        let mut written: Vec<Written> = imports.iter().map(|_| Written::default()).collect();
+        // One COPY for all objects of a schema, in the order in which they came.
+        let mut copies: BTreeMap<(String, String), (Arc<Target>, Vec<usize>)> = BTreeMap::new();
+        for (at, (import, _)) in imports.iter().enumerate() {
+            if let Some(target) = &import.target {
+                let columns = (target.table.clone(), target.columns.clone());
+                copies.entry(columns).or_insert_with(|| (target.clone(), Vec::new())).1.push(at);
+            }
+        }
+        for (target, members) in copies.into_values() {
+            copy(&mut self.0, &target, &members, &mut imports, &mut written).await?;
+        }
+        insert_ledger(&mut self.0, &imports, &written).await?;
+        for ((import, _), written) in imports.iter().zip(&written) {
+            let job = &import.job;
+            for row in &written.rejected {
+                sqlx::query(INSERT_REJECTED)
+                    .bind(import.id)
+                    .bind(i64::try_from(row.ordinal).unwrap_or(i64::MAX))
+                    .bind(row.reason.replace('\0', "\u{fffd}"))
+                    .bind(&row.record)
+                    .execute(&mut *self.0)
+                    .await
+                    .map_err(|error| refused(job, "writing rejected rows", &error))?;
+            }
         }
         Ok(written)
     }
 
     async fn commit(self, job: &Job<'_>) -> Result<(), Failure> {
-        self.transaction.commit().await.map_err(|error| refused(job, "commit", &error))
+        self.0.commit().await.map_err(|error| refused(job, "commit", &error))
     }
 }
 
+/// The rows of each job. The inner query goes by the index for each of them, whatever the planner
+/// believes of a ledger that grew since it last looked.
 async fn select_ledger(
     connection: &mut PgConnection,
-    job: &Job<'_>,
-) -> Result<Vec<LedgerRow>, Failure> {
-    let rows = sqlx::query_as(SELECT_LEDGER)
-        .bind(job.feed_name)
-        .bind(&job.object.bucket)
-        .bind(&job.object.key)
-        .fetch_all(connection)
-        .await
-        .map_err(|error| refused(job, "reading the ledger", &error))?;
-    Ok(rows.into_iter().map(ledger_row).collect())
+    first: &Job<'_>,
+    jobs: &[Job<'_>],
+) -> Result<Vec<Vec<LedgerRow>>, Failure> {
+    let found: Vec<(i64, i64, String, Option<String>, String)> = sqlx::query_as(
+        "SELECT m.n, o.* FROM unnest($2::text[], $3::text[]) WITH ORDINALITY AS m(bucket, key, n)
+         CROSS JOIN LATERAL (
+             SELECT id, etag, sequencer, state FROM weirgate.object
+             WHERE feed = $1 AND bucket = m.bucket AND key = m.key OFFSET 0) AS o",
+    )
+    .bind(first.feed_name)
+    .bind(each(jobs, |job| job.object.bucket.as_str()))
+    .bind(each(jobs, |job| job.object.key.as_str()))
+    .fetch_all(connection)
+    .await
+    .map_err(|error| refused(first, "reading the ledger", &error))?;
+    let mut rows: Vec<Vec<LedgerRow>> = jobs.iter().map(|_| Vec::new()).collect();
+    for (n, id, etag, sequencer, state) in found {
+        rows[n as usize - 1].push(ledger_row((id, etag, sequencer, state)));
+    }
+    Ok(rows)
 }
 
-/// Copies all chunks.
+fn each<'a, T, U>(items: &'a [T], of: impl FnMut(&'a T) -> U) -> Vec<U> {
+    items.iter().map(of).collect()
+}
+
+const INSERT_LEDGER: &str = "INSERT INTO weirgate.object (feed, table_name, worker, committed_at,
+        state, id, bucket, key, etag, version_id, sequencer, rows, rejected_rows, bytes,
+        schema_fingerprint, event_at, received_at)
+     SELECT $1, $2, $3, $4, 'committed', m.* FROM unnest($5::bigint[], $6::text[], $7::text[],
+        $8::text[], $9::text[], $10::text[], $11::bigint[], $12::bigint[], $13::bigint[],
+        $14::bigint[], $15::timestamptz[], $16::timestamptz[]) AS m";
+
+async fn insert_ledger(
+    connection: &mut PgConnection,
+    imports: &[(Import<'_>, Chunks)],
+    written: &[Written],
+) -> Result<(), Failure> {
+    let Some((Import { job, .. }, _)) = imports.first() else { return Ok(()) };
+    let objects = each(imports, |(import, _)| import.job.object);
+    sqlx::query(INSERT_LEDGER)
+        .bind(job.feed_name)
+        .bind(job.feed.table.to_string())
+        .bind(job.worker)
+        .bind(clock::now())
+        .bind(each(imports, |(import, _)| import.id))
+        .bind(each(&objects, |object| object.bucket.as_str()))
+        .bind(each(&objects, |object| object.key.as_str()))
+        .bind(each(&objects, |object| object.etag.as_str()))
+        .bind(each(&objects, |object| object.version_id.as_deref()))
+        .bind(each(&objects, |object| object.sequencer.as_deref()))
+        .bind(each(written, Written::rows))
+        .bind(each(written, Written::rejected))
+        .bind(each(imports, |(import, _)| import.bytes))
+        .bind(each(imports, |(import, _)| import.header.as_ref().map(|it| it.fingerprint)))
+        .bind(each(&objects, |object| object.at))
+        .bind(each(imports, |(import, _)| import.job.received_at))
+        .execute(connection)
+        .await
+        .map(drop)
+        .map_err(|error| refused(job, "writing the ledger rows", &error))
+}
+
+/// Messages to the server are made at least this large.
+const MESSAGE_BYTES: usize = 32 << 10;
+
+/// Copies all chunks of some of the imports.
 async fn copy(
     connection: &mut PgConnection,
-    job: &Job<'_>,
     target: &Target,
-    chunks: &mut Chunks,
-) -> Result<Written, Failure> {
-    let failed = |error: sqlx::Error| refused(job, "copying rows", &error);
+    members: &[usize],
+    imports: &mut [(Import<'_>, Chunks)],
+    written: &mut [Written],
+) -> Result<(), Broken> {
+    let Some(first) = members.first().map(|at| imports[*at].0.job) else { return Ok(()) };
+    let failed = |error: sqlx::Error| refused(&first, "copying rows", &error);
     let statement =
         format!("COPY {} ({}) FROM STDIN WITH (FORMAT binary)", target.table, target.columns);
     let mut copy = connection.copy_in_raw(&statement).await.map_err(failed)?;
-    copy.send(&COPY_HEADER[..]).await.map_err(failed)?;
-    let mut written = Written::default();
-    loop {
-        let chunk = match chunks.next().await {
-            Ok(Some(chunk)) => chunk,
-            Ok(None) => break,
-            Err(failure) => {
-                // Best effort: the transaction is rolled back in any case.
-                let _ = copy.abort("the object could not be read to its end").await;
-                return Err(failure);
+    let mut message = COPY_HEADER.to_vec();
+    let mut rows = 0;
+    for at in members {
+        let (import, chunks) = &mut imports[*at];
+        let guilty = |failure| Broken { failure, guilty: Some(*at) };
+        loop {
+            let chunk = match chunks.next().await {
+                Ok(Some(chunk)) => chunk,
+                Ok(None) => break,
+                Err(failure) => {
+                    // Best effort: the transaction is rolled back in any case.
+                    let _ = copy.abort("the object could not be read to its end").await;
+                    return Err(guilty(failure));
+                }
+            };
+            written[*at].rows += chunk.rows;
+            rows += chunk.rows;
+            if chunk.bytes.len() >= MESSAGE_BYTES {
+                if !message.is_empty() {
+                    copy.send(std::mem::take(&mut message)).await.map_err(failed)?;
+                }
+                copy.send(chunk.bytes).await.map_err(failed)?;
+            } else {
+                message.extend_from_slice(&chunk.bytes);
+                if message.len() >= MESSAGE_BYTES {
+                    copy.send(std::mem::take(&mut message)).await.map_err(failed)?;
+                }
             }
-        };
-        written.rows += chunk.rows;
-        copy.send(chunk.bytes).await.map_err(failed)?;
-        if let Err(failure) = written.reject(job, chunk.rejected) {
-            let _ = copy.abort("too many bad rows").await;
-            return Err(failure);
+            if let Err(failure) = written[*at].reject(&import.job, chunk.rejected) {
+                let _ = copy.abort("too many bad rows").await;
+                return Err(guilty(failure));
+            }
         }
     }
-    copy.send(&COPY_TRAILER[..]).await.map_err(failed)?;
+    message.extend_from_slice(COPY_TRAILER);
+    copy.send(message).await.map_err(failed)?;
     let counted = copy.finish().await.map_err(failed)?;
-    if counted != written.rows {
+    if counted != rows {
         let detail = format!(
-            "{} into {}: the table took {counted} of {} rows; a trigger or a rule keeps rows out",
-            job.object_name, job.feed.table, written.rows
+            "{} into {}: the table took {counted} of {rows} rows; a trigger or a rule keeps rows out",
+            first.object_name, first.feed.table
         );
-        return Err(Failure::permanent("rows_dropped", detail));
+        return Err(Failure::permanent("rows_dropped", detail).into());
     }
-    Ok(written)
+    Ok(())
 }
 
 /// Advisory locks are 64 bits wide. Two identities that share a key wait for each other, no more.

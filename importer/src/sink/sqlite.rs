@@ -15,11 +15,11 @@ use super::admission::LedgerRow;
 use super::statement::Statement;
 use super::target::{Target, Targets, captures};
 use super::{
-    ADVANCE_SEQUENCER, INSERT_LEDGER, INSERT_REJECTED, Import, Job, MARK_REPLACED, Outcome,
-    SELECT_LEDGER, Transaction, Written, bad_key, bind_ledger, ledger_row, refused, run,
+    ADVANCE_SEQUENCER, Broken, Database, INSERT_REJECTED, Import, Job, MARK_REPLACED, Transaction,
+    Written, bad_key, ledger_row, refused,
 };
 use crate::failure::Failure;
-use crate::rows::{Chunks, Format, Opened, bad_row, rejected};
+use crate::rows::{Chunks, Format, bad_row, rejected};
 
 #[derive(Clone)]
 pub struct Sqlite {
@@ -34,25 +34,10 @@ impl Sqlite {
         Sqlite { pool, ledger, targets: Arc::default() }
     }
 
-    pub async fn ledger_rows(&self, job: &Job<'_>) -> Result<Vec<LedgerRow>, Failure> {
-        let mut connection = self.acquire(job).await?;
-        select_ledger(&mut connection, job).await
-    }
-
-    pub async fn import(&self, job: &Job<'_>, opened: Opened) -> Result<Outcome, Failure> {
-        let import = Import::prepare(*job, &opened, &self.targets, &self.ledger).await?;
-        let chunks = opened.start(Format::Blocks).await?;
-        let imported = run(Open(self.begin(job).await?), &import, chunks).await;
-        imported.inspect_err(|failure| self.targets.reconsider(job.feed_name, failure))
-    }
-
-    /// IMMEDIATE: the ledger is read under the write lock, so nobody commits in between.
-    async fn begin(
-        &self,
-        job: &Job<'_>,
-    ) -> Result<sqlx::Transaction<'static, sqlx::Sqlite>, Failure> {
-        let begun = self.pool.begin_with("BEGIN IMMEDIATE").await;
-        begun.map_err(|error| refused(job, "begin", &error))
+    pub async fn ledger_rows(&self, jobs: &[Job<'_>]) -> Result<Vec<Vec<LedgerRow>>, Failure> {
+        let Some(first) = jobs.first() else { return Ok(Vec::new()) };
+        let mut connection = self.acquire(first).await?;
+        select_ledger(&mut connection, jobs).await
     }
 
     async fn acquire(
@@ -63,12 +48,40 @@ impl Sqlite {
     }
 }
 
+impl Database for Sqlite {
+    type Open = Open;
+
+    fn targets(&self) -> &Targets {
+        &self.targets
+    }
+
+    fn ledger(&self) -> &Ledger {
+        &self.ledger
+    }
+
+    /// The ledger row's insert hands it out.
+    async fn ids(&self, _job: &Job<'_>, count: usize) -> Result<Vec<i64>, Failure> {
+        Ok(vec![0; count])
+    }
+
+    fn format(&self, _import: &Import<'_>) -> Result<Format, Failure> {
+        Ok(Format::Blocks)
+    }
+
+    /// IMMEDIATE: the ledger is read under the write lock, so nobody commits in between.
+    async fn begin(&self, job: &Job<'_>) -> Result<Open, Failure> {
+        let begun = self.pool.begin_with("BEGIN IMMEDIATE").await;
+        begun.map(Open).map_err(|error| refused(job, "begin", &error))
+    }
+}
+
 /// An open transaction.
-struct Open(sqlx::Transaction<'static, sqlx::Sqlite>);
+pub(super) struct Open(sqlx::Transaction<'static, sqlx::Sqlite>);
 
 impl Transaction for Open {
-    async fn ledger(&mut self, job: &Job<'_>) -> Result<Vec<LedgerRow>, Failure> {
-        select_ledger(&mut self.0, job).await
+    async fn ledger(&mut self, jobs: &[Job<'_>]) -> Result<Vec<Option<Vec<LedgerRow>>>, Failure> {
+        let rows = select_ledger(&mut self.0, jobs).await?;
+        Ok(rows.into_iter().map(Some).collect())
     }
 
     async fn advance_sequencer(&mut self, job: &Job<'_>, row: i64) -> Result<(), Failure> {
@@ -88,39 +101,11 @@ impl Transaction for Open {
         Ok(())
     }
 
-    async fn write(&mut self, import: &Import<'_>, mut chunks: Chunks) -> Result<Written, Failure> {
-        let job = &import.job;
-        let failed = |error: sqlx::Error| refused(job, "writing the ledger row", &error);
-        let connection = &mut *self.0;
-        let now = clock::now();
-        // The ledger row comes first, since it hands out the id that the others carry.
-        let insert = prefixed(INSERT_LEDGER);
-        let insert = sqlx::query(&insert);
-        let id = bind_ledger!(insert, None::<i64>, import, Written::default(), now)
-            .execute(&mut *connection)
-            .await
-            .map_err(failed)?
-            .last_insert_rowid();
-        let written = match &import.target {
-            Some(target) => insert_rows(connection, job, target, id, &mut chunks).await?,
-            None => Written::default(),
-        };
-        sqlx::query("UPDATE weirgate_object SET rows = $2, rejected_rows = $3 WHERE id = $1")
-            .bind(id)
-            .bind(written.rows())
-            .bind(written.rejected())
-            .execute(&mut *connection)
-            .await
-            .map_err(failed)?;
-        for row in &written.rejected {
-            sqlx::query(&prefixed(INSERT_REJECTED))
-                .bind(id)
-                .bind(i64::try_from(row.ordinal).unwrap_or(i64::MAX))
-                .bind(&row.reason)
-                .bind(&row.record)
-                .execute(&mut *connection)
-                .await
-                .map_err(failed)?;
+    async fn write(&mut self, imports: Vec<(Import<'_>, Chunks)>) -> Result<Vec<Written>, Broken> {
+        let mut written = Vec::with_capacity(imports.len());
+        for (at, (import, chunks)) in imports.into_iter().enumerate() {
+            let wrote = write_one(&mut self.0, &import, chunks).await;
+            written.push(wrote.map_err(|failure| Broken { failure, guilty: Some(at) })?);
         }
         Ok(written)
     }
@@ -130,18 +115,81 @@ impl Transaction for Open {
     }
 }
 
+const SELECT_LEDGER: &str = "SELECT id, etag, sequencer, state FROM weirgate.object
+     WHERE feed = $1 AND bucket = $2 AND key = $3";
+
+const INSERT_LEDGER: &str = "INSERT INTO weirgate.object (feed, bucket, key, etag, version_id,
+        sequencer, table_name, state, rows, rejected_rows, bytes, schema_fingerprint, event_at,
+        received_at, committed_at, worker)
+     VALUES ($1, $2, $3, $4, $5, $6, $7, 'committed', 0, 0, $8, $9, $10, $11, $12, $13)";
+
 async fn select_ledger(
     connection: &mut SqliteConnection,
-    job: &Job<'_>,
-) -> Result<Vec<LedgerRow>, Failure> {
-    let rows = sqlx::query_as(&prefixed(SELECT_LEDGER))
+    jobs: &[Job<'_>],
+) -> Result<Vec<Vec<LedgerRow>>, Failure> {
+    let statement = prefixed(SELECT_LEDGER);
+    let mut found = Vec::with_capacity(jobs.len());
+    for job in jobs {
+        let rows = sqlx::query_as(&statement)
+            .bind(job.feed_name)
+            .bind(&job.object.bucket)
+            .bind(&job.object.key)
+            .fetch_all(&mut *connection)
+            .await
+            .map_err(|error| refused(job, "reading the ledger", &error))?;
+        found.push(rows.into_iter().map(ledger_row).collect());
+    }
+    Ok(found)
+}
+
+/// The ledger row comes first, since it hands out the id that the rows carry.
+async fn write_one(
+    connection: &mut SqliteConnection,
+    import: &Import<'_>,
+    mut chunks: Chunks,
+) -> Result<Written, Failure> {
+    let job = &import.job;
+    let failed = |error: sqlx::Error| refused(job, "writing the ledger row", &error);
+    let id = sqlx::query(&prefixed(INSERT_LEDGER))
         .bind(job.feed_name)
         .bind(&job.object.bucket)
         .bind(&job.object.key)
-        .fetch_all(connection)
+        .bind(&job.object.etag)
+        .bind(&job.object.version_id)
+        .bind(&job.object.sequencer)
+        .bind(job.feed.table.to_string())
+        .bind(import.bytes)
+        .bind(import.header.as_ref().map(|header| header.fingerprint))
+        .bind(job.object.at)
+        .bind(job.received_at)
+        .bind(clock::now())
+        .bind(job.worker)
+        .execute(&mut *connection)
         .await
-        .map_err(|error| refused(job, "reading the ledger", &error))?;
-    Ok(rows.into_iter().map(ledger_row).collect())
+        .map_err(failed)?
+        .last_insert_rowid();
+    let written = match &import.target {
+        Some(target) => insert_rows(connection, job, target, id, &mut chunks).await?,
+        None => Written::default(),
+    };
+    sqlx::query("UPDATE weirgate_object SET rows = $2, rejected_rows = $3 WHERE id = $1")
+        .bind(id)
+        .bind(written.rows())
+        .bind(written.rejected())
+        .execute(&mut *connection)
+        .await
+        .map_err(failed)?;
+    for row in &written.rejected {
+        sqlx::query(&prefixed(INSERT_REJECTED))
+            .bind(id)
+            .bind(i64::try_from(row.ordinal).unwrap_or(i64::MAX))
+            .bind(&row.reason)
+            .bind(&row.record)
+            .execute(&mut *connection)
+            .await
+            .map_err(failed)?;
+    }
+    Ok(written)
 }
 
 async fn insert_rows(
