@@ -5,7 +5,8 @@
 //! clock   fault          time and failure classes: every other file uses them
 //!   └─▶ config           weirgate.toml, parsed once into typed values
 //!         └─▶ aws        clients, made one way
-//!               └─▶ queue, dead_letter     the SQS contract and what a dead letter carries
+//!               └─▶ queue        the SQS contract
+//!                     └─▶ dead_letter   what a dead letter carries
 //!         └─▶ table      the DDL from a feed's table to what a schema wants of it
 //!               └─▶ ledger     what was imported, by whom, and what went wrong
 //!   └─▶ telemetry        logs, metrics, health
@@ -19,8 +20,10 @@ pub mod fault;
 pub mod config;
 
 pub mod aws;
-pub mod dead_letter;
+
 pub mod queue;
+
+pub mod dead_letter;
 
 pub mod table;
 

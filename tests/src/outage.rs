@@ -59,7 +59,7 @@ pub async fn run(programs: &str, world: &str, away: Duration, objects: u64) -> R
         system.put(&key, file(&name, ROWS, Codec::Snappy)).await?;
     }
     let importers = [system.importer("i-1")?, system.importer("i-2")?];
-    let before = watch(&system, |_, count| count * 4 > objects).await?;
+    let before = watch(&system, |_, count| count * 20 > objects).await?;
     let outage = system.crash_postgres(away);
     let untouched = async {
         tokio::time::sleep(away.saturating_sub(Duration::from_secs(2))).await;

@@ -11,7 +11,7 @@ use weirgate_tests::{outage, run};
 #[test]
 fn an_outage_of_the_database_loses_and_buries_nothing() -> Result<()> {
     let programs = env!("CARGO_BIN_EXE_weirgate-programs");
-    let report = run(outage::run(programs, "test-outage", Duration::from_secs(6), 150))?;
+    let report = run(outage::run(programs, "test-outage", Duration::from_secs(6), 600))?;
     println!("{report}");
     Ok(())
 }
