@@ -14,6 +14,8 @@ pub struct Constants {
     /// The constant fields, last in every tuple.
     pub(crate) tail: Snippet,
     pub(crate) cells: Vec<ConstantCell>,
+    /// The object's order among others, as text whose byte order it is.
+    pub(crate) order: String,
 }
 
 #[derive(Clone, Debug)]
@@ -87,11 +89,15 @@ impl Constants {
         dialect: Dialect,
         object: i64,
         captures: &[(String, String)],
+        order: &str,
     ) -> Result<Self, ConstantError> {
         let (mut tail, mut cells) = (Vec::new(), Vec::new());
         for column in columns {
             let (field, cell) = match &column.source {
                 Source::Field(_) => continue,
+                Source::Version => {
+                    (copy::field(order.as_bytes()), ConstantCell::Text(order.to_owned()))
+                }
                 Source::Object => {
                     (copy::field(&object.to_be_bytes()), ConstantCell::Integer(object))
                 }
@@ -111,7 +117,7 @@ impl Constants {
         }
         // PostgreSQL tables have at most 1600 columns.
         let head = (columns.len() as u16).to_be_bytes();
-        Ok(Self { head, tail: Snippet::new(&tail), cells })
+        Ok(Self { head, tail: Snippet::new(&tail), cells, order: order.to_owned() })
     }
 }
 
@@ -168,7 +174,7 @@ mod tests {
         let (name, source) = ("dt".to_owned(), Source::Capture("dt".to_owned()));
         let columns = [Column { name, source, sql_type, nullable: true }];
         let captures = [("dt".to_owned(), value.to_owned())];
-        let constants = Constants::new(&columns, Dialect::Postgres, 7, &captures)?;
+        let constants = Constants::new(&columns, Dialect::Postgres, 7, &captures, "")?;
         let mut out = Vec::new();
         constants.tail.put(&mut out);
         Ok(out)

@@ -167,7 +167,7 @@ fn put8(out: &mut Vec<u8>, value: [u8; 8]) {
 }
 
 #[inline(always)]
-fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
+pub(crate) fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
     out.extend_from_slice(&(bytes.len() as u32).to_be_bytes());
     out.extend_from_slice(bytes);
 }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! bytes ─▶ container ─▶ codec ─▶ plan ─┬─▶ copy   (PostgreSQL binary COPY tuples)
-//!            │ header                  └─▶ cells  (SQLite bindings)
+//!            │ header   (envelope) ─┘  └─▶ cells  (SQLite bindings)
 //!            └▶ schema ─▶ table, evolve (DDL)
 //! ```
 //!
@@ -52,7 +52,11 @@ pub mod constants;
 
 mod step;
 
+pub mod envelope;
+
 pub mod plan;
+
+mod changes;
 
 pub mod rows;
 

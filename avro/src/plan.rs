@@ -5,6 +5,7 @@ use thiserror::Error;
 use super::cells::{self, CellOp};
 use super::constants::{Captured, ConstantCell, ConstantError, Constants};
 use super::copy::{self, Encoder, Op};
+use super::envelope::{Envelope, NoEnvelope};
 use super::evolve::find;
 use super::fault::Halt;
 use super::limits::Limits;
@@ -29,6 +30,8 @@ pub struct Plan {
     /// The writer's schema read as it is: for skipping and showing refused rows.
     pub(crate) writer: Nodes,
     pub(crate) writer_root: NodeId,
+    /// Where the records are changes, and the rows lie in them.
+    pub(crate) envelope: Option<Envelope>,
 }
 
 /// What a plan is compiled for.
@@ -49,6 +52,8 @@ pub enum PlanError {
     NoColumns,
     #[error(transparent)]
     Resolve(#[from] ResolveError),
+    #[error(transparent)]
+    Envelope(#[from] NoEnvelope),
     #[error("the default of field {field} cannot be stored: {problem}")]
     Default { field: String, problem: String },
 }
@@ -79,6 +84,7 @@ impl Plan {
                 .collect(),
             writer: writer_nodes,
             writer_root,
+            envelope: None,
         };
         match plan.nodes.get(root).clone() {
             Node::Record(record) => {
@@ -94,10 +100,30 @@ impl Plan {
         }
         let constants =
             target.columns.iter().filter(|column| !matches!(column.source, Source::Field(_)));
-        plan.columns.extend(constants.cloned());
+        // The version comes last, wherever the table has it.
+        let (versions, others): (Vec<&Column>, Vec<&Column>) =
+            constants.partition(|column| column.source == Source::Version);
+        plan.columns.extend(others.into_iter().chain(versions).cloned());
         if plan.columns.is_empty() {
             return Err(PlanError::NoColumns);
         }
+        Ok(plan)
+    }
+
+    /// Compiles the plan for a writer of Debezium envelopes. It gives rows to be staged: those of
+    /// [`Plan::columns`], with [`super::table::VERSION_COLUMN`] and
+    /// [`super::envelope::CHANGE_COLUMN`] behind them. `key` names the fields that a delete has.
+    pub fn compile_changes(
+        writer: &Schema,
+        key: &[String],
+        target: &Target<'_>,
+    ) -> Result<Self, PlanError> {
+        let (envelope, image) = Envelope::find(writer, key)?;
+        let mut plan = Self::compile(&writer.rooted(image), None, target)?;
+        // Each change has a version of its own.
+        plan.columns.retain(|column| column.source != Source::Version);
+        (plan.writer, plan.writer_root) = Nodes::lower(writer);
+        plan.envelope = Some(envelope);
         Ok(plan)
     }
 
@@ -228,7 +254,18 @@ impl Plan {
         object: i64,
         captures: &[(String, String)],
     ) -> Result<Constants, ConstantError> {
-        Constants::new(&self.columns, self.dialect, object, captures)
+        self.constants_in_order(object, captures, "")
+    }
+
+    /// The same for a table written by key: `order` is the object's among others, as text whose
+    /// byte order it is.
+    pub fn constants_in_order(
+        &self,
+        object: i64,
+        captures: &[(String, String)],
+        order: &str,
+    ) -> Result<Constants, ConstantError> {
+        Constants::new(&self.columns, self.dialect, object, captures, order)
     }
 }
 

@@ -1,6 +1,8 @@
 use super::cells::CellSink;
+use super::changes::{Halted, Reading};
 use super::constants::Constants;
 use super::copy::Encoder;
+use super::envelope::{At, Envelope};
 use super::fault::{Corrupt, Fault, Halt, RowFault};
 use super::json::{Mode, Renderer};
 use super::node::Budget;
@@ -19,6 +21,8 @@ pub struct Rows<'p, 'b> {
     rows: u64,
     done: u64,
     scratch: Vec<u8>,
+    /// Of the last change, where the records are changes.
+    version: String,
     /// Where the last refused row lies in the block.
     refused: Option<std::ops::Range<usize>>,
 }
@@ -40,6 +44,7 @@ impl<'p, 'b> Rows<'p, 'b> {
             rows,
             done: 0,
             scratch: Vec::new(),
+            version: String::new(),
             refused: None,
         }
     }
@@ -61,10 +66,18 @@ impl<'p, 'b> Rows<'p, 'b> {
         let mut cursor = self.cursor.clone();
         while self.done < self.rows && out.len() < enough {
             let start = out.len();
-            let result = plan.copy_row(&mut cursor, &mut self.budget, constants, out);
-            if let Err((step, halt)) = result {
+            let result = match &plan.envelope {
+                None => plan
+                    .copy_row(&mut cursor, &mut self.budget, constants, out)
+                    .map_err(|(step, halt)| (At::Step(step), halt)),
+                Some(envelope) => {
+                    let mut reading = self.reading(envelope, constants);
+                    plan.copy_change(&mut reading, &mut cursor, out)
+                }
+            };
+            if let Err((at, halt)) = result {
                 out.truncate(start);
-                return Err(self.fault(step, halt, cursor.offset()));
+                return Err(self.fault(at, halt, cursor.offset()));
             }
             self.advance(&cursor)?;
         }
@@ -80,11 +93,24 @@ impl<'p, 'b> Rows<'p, 'b> {
         let plan = self.plan;
         let mut cursor = self.cursor.clone();
         while self.done < self.rows {
+            if let Some(envelope) = &plan.envelope {
+                let mut reading = self.reading(envelope, constants);
+                match plan.visit_change(&mut reading, &mut cursor, sink) {
+                    Ok(()) => self.advance(&cursor).map_err(Stopped::Fault)?,
+                    Err(Halted::Sink(error)) => return Err(Stopped::Sink(error)),
+                    Err(Halted::At(at, halt)) => {
+                        sink.discard_row();
+                        return Err(Stopped::Fault(self.fault(at, halt, cursor.offset())));
+                    }
+                }
+                continue;
+            }
             let scratch = &mut self.scratch;
             if let Err((step, halt)) = plan.visit_row(&mut cursor, &mut self.budget, scratch, sink)
             {
                 sink.discard_row();
-                return Err(Stopped::Fault(self.fault(step, halt, cursor.offset())));
+                let at = At::Step(step);
+                return Err(Stopped::Fault(self.fault(at, halt, cursor.offset())));
             }
             for cell in &constants.cells {
                 cell.give(sink);
@@ -93,6 +119,11 @@ impl<'p, 'b> Rows<'p, 'b> {
             sink.end_row().map_err(Stopped::Sink)?;
         }
         self.finish().map_err(Stopped::Fault)
+    }
+
+    fn reading<'r>(&'r mut self, envelope: &'r Envelope, constants: &'r Constants) -> Reading<'r> {
+        let Self { budget, scratch, version, .. } = self;
+        Reading { envelope, constants, budget, scratch, version }
     }
 
     /// The row last refused, as JSON with all the writer's fields. What JSON cannot hold is shown
@@ -129,8 +160,12 @@ impl<'p, 'b> Rows<'p, 'b> {
 
     /// Moves behind the row that failed.
     #[cold]
-    fn fault(&mut self, step: usize, halt: Halt, offset: usize) -> Fault {
-        let field = &self.plan.steps[step].name;
+    fn fault(&mut self, at: At, halt: Halt, offset: usize) -> Fault {
+        let plan = self.plan;
+        let field = match at {
+            At::Step(step) => &plan.steps[step].name,
+            At::Part(part) => part,
+        };
         self.budget.depth = self.plan.limits.value_depth;
         let reason = match halt {
             Halt::Flaw(flaw) => return self.corrupt(field, flaw, offset),
@@ -149,7 +184,7 @@ impl<'p, 'b> Rows<'p, 'b> {
         if let Err(corrupt) = self.finish() {
             return corrupt;
         }
-        Fault::Row(RowFault { ordinal, field: field.clone(), reason })
+        Fault::Row(RowFault { ordinal, field: field.to_owned(), reason })
     }
 
     #[cold]

@@ -172,6 +172,12 @@ impl Schema {
         self.root
     }
 
+    /// The schema of one of its types.
+    #[must_use]
+    pub fn rooted(&self, root: TypeId) -> Self {
+        Self { types: self.types.clone(), root }
+    }
+
     /// How many types there are; their ids count from 0.
     pub(crate) fn len(&self) -> usize {
         self.types.len()

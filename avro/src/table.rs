@@ -14,6 +14,10 @@ pub const COLUMNS_MAX: usize = 1600;
 /// The lineage column: the ledger id of the object a row came from.
 pub const OBJECT_COLUMN: &str = "_object";
 
+/// The column that tells which of two rows of one key is newer, in tables that are written by key:
+/// text whose byte order is the order of time.
+pub const VERSION_COLUMN: &str = "_version";
+
 /// The column of a file whose schema is not a record.
 pub const VALUE_COLUMN: &str = "value";
 
@@ -220,6 +224,8 @@ pub enum Source {
     Capture(String),
     /// The ledger id of the object.
     Object,
+    /// What decides between two rows of one key; see [`VERSION_COLUMN`].
+    Version,
 }
 
 /// What leaves the importer in place of a field's value.
@@ -242,6 +248,8 @@ pub type Masks = BTreeMap<String, Mask>;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TableDef {
     pub columns: Vec<Column>,
+    /// The columns whose values occur once together; none in tables that are not written by key.
+    pub key: Vec<String>,
 }
 
 #[derive(Debug, Error, PartialEq, Eq)]
@@ -252,6 +260,10 @@ pub enum TableError {
     Duplicate { first: String, second: String },
     #[error("masked field {0:?} is not in the schema")]
     UnknownMask(String),
+    #[error(
+        "the key names {0:?}, which is neither in the schema nor captured from the object's key"
+    )]
+    UnknownKey(String),
     #[error("the schema and the feed give no column at all")]
     NoColumns,
     #[error("{0} columns are more than a table may have ({COLUMNS_MAX})")]
@@ -293,25 +305,67 @@ impl TableDef {
             });
         }
         check_names(&columns)?;
-        Ok(Self { columns })
+        Ok(Self { columns, key: Vec::new() })
+    }
+
+    /// The same table written by key: the key's columns hold no null, and [`VERSION_COLUMN`] tells
+    /// newer rows from older ones.
+    pub fn keyed(mut self, key: &[String]) -> Result<Self, TableError> {
+        for name in key {
+            // No two columns differ in letter case only.
+            let folded = name.to_lowercase();
+            let found = self
+                .columns
+                .iter()
+                .find(|column| column.name.to_lowercase() == folded)
+                .filter(|column| column.source != Source::Object)
+                .ok_or_else(|| TableError::UnknownKey(name.clone()))?;
+            self.key.push(found.name.clone());
+        }
+        for column in &mut self.columns {
+            column.nullable &= !self.key.contains(&column.name);
+        }
+        self.columns.push(Column {
+            name: VERSION_COLUMN.to_owned(),
+            source: Source::Version,
+            sql_type: SqlType::Text,
+            nullable: true,
+        });
+        check_names(&self.columns)?;
+        Ok(self)
     }
 
     /// `create table if not exists`; `table` is already quoted (see [`quote`]).
     ///
     /// Only PostgreSQL gets NOT NULL: SQLite cannot drop it again when a later schema makes the
-    /// field optional.
+    /// field optional. Of a table with a key only the key gets it, on both: its rows are written
+    /// over by files of any schema, newer and older, which may lack any other field.
     pub fn create_table_sql(&self, dialect: Dialect, table: &str) -> String {
-        let columns: Vec<_> = self
+        let mut lines: Vec<_> = self
             .columns
             .iter()
             .map(|column| {
                 let ddl = column.sql_type.ddl(dialect);
-                let required = !column.nullable && dialect == Dialect::Postgres;
-                let not_null = if required { " not null" } else { "" };
+                let required = match self.key.is_empty() {
+                    true => dialect == Dialect::Postgres,
+                    false => self.key.contains(&column.name),
+                };
+                let not_null = if required && !column.nullable { " not null" } else { "" };
                 format!("    {} {ddl}{not_null}", quote(&column.name))
             })
             .collect();
-        format!("create table if not exists {table} (\n{}\n)", columns.join(",\n"))
+        if !self.key.is_empty() {
+            let key: Vec<_> = self.key.iter().map(|name| quote(name)).collect();
+            let nullable = |column: &Column| column.nullable && self.key.contains(&column.name);
+            let constraint = match dialect {
+                // Of one integer SQLite would make the row's number, which holds nothing else.
+                Dialect::Sqlite => "unique",
+                Dialect::Postgres if self.columns.iter().any(nullable) => "unique",
+                Dialect::Postgres => "primary key",
+            };
+            lines.push(format!("    {constraint} ({})", key.join(", ")));
+        }
+        format!("create table if not exists {table} (\n{}\n)", lines.join(",\n"))
     }
 }
 
@@ -408,6 +462,27 @@ mod tests {
              \"at\" text,\n    \"tags\" text,\n    \"any\" text,\n    \"dt\" text,\n    \
              \"region\" text,\n    \"_object\" integer\n)"
         );
+    }
+
+    #[test]
+    fn a_key_is_unique_and_never_null() {
+        let fields = r#"{"name":"Id","type":["null","long"]},{"name":"n","type":"long"}"#;
+        let key = ["id".to_owned(), "dt".to_owned()];
+        let def = table(fields, &[("dt", "2026-11-20")]).unwrap().keyed(&key).unwrap();
+        assert_eq!(
+            def.create_table_sql(Dialect::Sqlite, "\"t\""),
+            "create table if not exists \"t\" (\n    \"Id\" integer not null,\n    \
+             \"n\" integer,\n    \"dt\" text not null,\n    \"_object\" integer,\n    \
+             \"_version\" text,\n    unique (\"Id\", \"dt\")\n)"
+        );
+        let postgres = def.create_table_sql(Dialect::Postgres, "\"t\"");
+        assert!(
+            postgres.contains("\"n\" bigint,") && postgres.contains("primary key (\"Id\", \"dt\")")
+        );
+        for unknown in ["missing", "_object"] {
+            let keyed = table(fields, &[]).unwrap().keyed(&[unknown.to_owned()]);
+            assert_eq!(keyed, Err(TableError::UnknownKey(unknown.to_owned())));
+        }
     }
 
     #[test]

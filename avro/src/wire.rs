@@ -43,6 +43,11 @@ impl<'b> Cursor<'b> {
         self.total - self.rest.len()
     }
 
+    /// What was read since the cursor stood at `start`.
+    pub(crate) fn since(&self, start: &Self) -> &'b [u8] {
+        &start.rest[..start.rest.len() - self.rest.len()]
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.rest.is_empty()
     }

@@ -1,8 +1,14 @@
 //! The table a feed writes to: what a schema wants it to be, and the DDL from what it is.
 
+use std::collections::BTreeSet;
+
+use weirgate_avro::envelope::{self, NoEnvelope};
 use weirgate_avro::evolve::{self, Change};
+use weirgate_avro::plan::{self, Plan, PlanError};
+use weirgate_avro::schema::Schema;
 use weirgate_avro::table::{
-    Column, Dialect, Mask, Masks, OBJECT_COLUMN, Source, SqlType, TableDef, quote,
+    Column, Dialect, Mask, Masks, OBJECT_COLUMN, Source, SqlType, TableDef, TableError,
+    VERSION_COLUMN, quote,
 };
 
 use crate::config::{self, Evolve, Feed, TableName, WriteMode};
@@ -24,6 +30,112 @@ pub enum Misfit {
         "the table has no column {column} and evolve = \"fixed\"; add it as {sql_type}, then replay"
     )]
     Fixed { column: String, sql_type: SqlType },
+    #[error(
+        "nothing keeps the values of its key apart; run CREATE UNIQUE INDEX ON {table} ({key}), or let Weirgate make a table of another name"
+    )]
+    NoKey { table: String, key: String },
+}
+
+/// Why a schema makes no table.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum Unwanted {
+    #[error(transparent)]
+    Table(#[from] TableError),
+    #[error(transparent)]
+    Envelope(#[from] NoEnvelope),
+}
+
+/// What the rows of a schema want the feed's table to be. `captures` have a value each, which
+/// decides between `date` and `text`.
+pub fn wanted(
+    feed: &Feed,
+    schema: &Schema,
+    captures: &[(String, String)],
+) -> Result<TableDef, Unwanted> {
+    let masks = masks(feed);
+    match feed.write {
+        WriteMode::Replace | WriteMode::Append => {
+            Ok(TableDef::new(schema, captures, true, &masks)?)
+        }
+        WriteMode::Upsert => Ok(TableDef::new(schema, captures, true, &masks)?.keyed(&feed.key)?),
+        WriteMode::Cdc => {
+            let row = envelope::image(schema)?;
+            Ok(TableDef::new(&row, captures, true, &masks)?.keyed(&feed.key)?)
+        }
+    }
+}
+
+/// The way from a writer's files to the feed's table.
+pub fn plan(
+    feed: &Feed,
+    writer: &Schema,
+    reader: Option<&Schema>,
+    target: &plan::Target<'_>,
+) -> Result<Plan, PlanError> {
+    match feed.write {
+        WriteMode::Replace | WriteMode::Append | WriteMode::Upsert => {
+            Plan::compile(writer, reader, target)
+        }
+        WriteMode::Cdc => Plan::compile_changes(writer, &feed.key, target),
+    }
+}
+
+/// What to run so that the table that remembers deleted rows, which has the columns `existing`,
+/// holds the keys of the feed's table. A row without a key stands for a truncate.
+pub fn deleted_ddl(
+    dialect: Dialect,
+    feed: &Feed,
+    existing: &[Column],
+    key: &[Column],
+) -> Result<Vec<String>, Misfit> {
+    let mut columns: Vec<Column> =
+        key.iter().map(|column| Column { nullable: true, ..column.clone() }).collect();
+    columns.push(Column {
+        name: VERSION_COLUMN.to_owned(),
+        source: Source::Version,
+        sql_type: SqlType::Text,
+        nullable: true,
+    });
+    let wanted = TableDef { columns, key: key.iter().map(|column| column.name.clone()).collect() };
+    let name = feed.table.of_deleted();
+    if existing.is_empty() {
+        return Ok(create(dialect, &name, &wanted));
+    }
+    let table = quoted(dialect, &name);
+    let mut statements = Vec::new();
+    // Its types follow those of the feed's table, whatever let that one change.
+    for change in evolve::diff(dialect, existing, &wanted.columns) {
+        if allowed(&change, Evolve::Widen)? {
+            statements.extend(evolve::change_sql(dialect, &table, &change));
+        }
+    }
+    Ok(statements)
+}
+
+/// The key's columns as they will be once [`ddl`] has run.
+pub fn key_columns(dialect: Dialect, existing: &[Column], wanted: &TableDef) -> Vec<Column> {
+    let key = wanted.columns.iter().filter(|column| wanted.key.contains(&column.name));
+    key.map(|want| match evolve::find(existing, &want.name) {
+        None => want.clone(),
+        Some(have) => match evolve::diff(dialect, existing, std::slice::from_ref(want)).pop() {
+            Some(Change::Widen { to, .. }) => Column { sql_type: to, ..have.clone() },
+            _ => have.clone(),
+        },
+    })
+    .collect()
+}
+
+/// Fails unless one of the table's unique keys is that of the feed.
+pub fn check_key(feed: &Feed, wanted: &TableDef, unique: &[Vec<String>]) -> Result<(), Misfit> {
+    let folded = |names: &[String]| -> BTreeSet<String> {
+        names.iter().map(|name| name.to_lowercase()).collect()
+    };
+    let key = folded(&wanted.key);
+    if key.is_empty() || unique.iter().any(|unique| folded(unique) == key) {
+        return Ok(());
+    }
+    let key: Vec<String> = wanted.key.iter().map(|name| quote(name)).collect();
+    Err(Misfit::NoKey { table: feed.table.to_string(), key: key.join(", ") })
 }
 
 /// The feed's masks as the rows need them.
@@ -111,7 +223,9 @@ fn create(dialect: Dialect, name: &TableName, wanted: &TableDef) -> Vec<String> 
         ));
     }
     statements.push(wanted.create_table_sql(dialect, &table));
-    if dialect == Dialect::Postgres {
+    // Rows written by key get scattered, and an index on what every update changes would keep
+    // PostgreSQL from updating them in place.
+    if dialect == Dialect::Postgres && wanted.key.is_empty() {
         // The rows of one object lie together, so block ranges find them at next to no cost.
         let index: String = format!("{}__object", name.name).chars().take(60).collect();
         statements.push(format!(
@@ -189,6 +303,47 @@ mod tests {
             ddl(Dialect::Postgres, &feed("evolve = \"fixed\""), &existing, &only_new),
             Err(Misfit::Fixed { .. })
         ));
+    }
+
+    #[test]
+    fn a_key_needs_an_index_of_its_own() {
+        let feed = feed("write = \"upsert\"\nkey = [\"ID\", \"note\"]");
+        let schema = Schema::parse(
+            &format!(r#"{{"type":"record","name":"R","fields":[{WIDER}]}}"#),
+            &Limits::default(),
+        );
+        let wanted = wanted(&feed, &schema.unwrap(), &[]).unwrap();
+        let names =
+            |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+        assert_eq!(check_key(&feed, &wanted, &[names(&["id"]), names(&["note", "id"])]), Ok(()));
+        let error = check_key(&feed, &wanted, &[names(&["id"])]).unwrap_err().to_string();
+        assert!(error.contains("CREATE UNIQUE INDEX ON ads.a (\"id\", \"note\")"), "{error}");
+        // A table made for other modes learns versions, as any new column.
+        let existing = table(WIDER).columns;
+        assert_eq!(
+            ddl(Dialect::Sqlite, &feed, &existing, &wanted),
+            Ok(vec!["alter table \"ads_a\" add column \"_version\" text".to_owned()])
+        );
+    }
+
+    #[test]
+    fn deleted_rows_are_remembered_by_key() {
+        let feed = feed("write = \"cdc\"\nkey = [\"id\"]");
+        let key = |fields: &str| table(fields).columns[..1].to_vec();
+        let statements = deleted_ddl(Dialect::Postgres, &feed, &[], &key(ID)).unwrap();
+        let expected = "create table if not exists \"ads\".\"a__deleted\" (\n    \"id\" integer,\n    \
+                        \"_version\" text,\n    unique (\"id\")\n)";
+        assert_eq!(statements[1..], [expected]);
+        let mut existing = key(ID);
+        existing
+            .push(Column { name: VERSION_COLUMN.to_owned(), ..table(WIDER).columns[1].clone() });
+        existing[0].nullable = true;
+        assert_eq!(
+            deleted_ddl(Dialect::Postgres, &feed, &existing, &key(WIDER)),
+            Ok(vec![
+                "alter table \"ads\".\"a__deleted\" alter column \"id\" type bigint".to_owned()
+            ])
+        );
     }
 
     #[test]

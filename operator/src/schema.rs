@@ -8,10 +8,10 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use weirgate_avro::container::{MAGIC, Reader};
 use weirgate_avro::limits::Limits;
-use weirgate_avro::plan::{Plan, Target};
+use weirgate_avro::plan::Target;
 use weirgate_avro::schema::Schema;
-use weirgate_avro::table::{Column, Dialect, TableDef};
-use weirgate_common::config::{Config, Database, Feed};
+use weirgate_avro::table::{Column, Dialect};
+use weirgate_common::config::{Config, Database, Feed, WriteMode};
 use weirgate_common::fault::chain;
 use weirgate_common::table;
 
@@ -53,17 +53,25 @@ pub(crate) async fn schema(
         Some(json) => Some(Schema::parse(json, &limits)?),
         None => None,
     };
-    let existing = columns(world, feed).await?;
+    let found = look(world, feed).await?;
+    let existing = &found.columns;
     let dialect = match world.config.database {
         Database::Postgres { .. } => Dialect::Postgres,
         Database::Sqlite { .. } => Dialect::Sqlite,
     };
     let masks = table::masks(feed);
     let planned = || -> Result<(Vec<String>, Vec<String>)> {
-        let wanted = TableDef::new(reader.as_ref().unwrap_or(&writer), &captures, true, &masks)?;
-        let statements = table::ddl(dialect, feed, &existing, &wanted)?;
+        let wanted = table::wanted(feed, reader.as_ref().unwrap_or(&writer), &captures)?;
+        let mut statements = table::ddl(dialect, feed, existing, &wanted)?;
+        if !existing.is_empty() {
+            table::check_key(feed, &wanted, &found.unique_keys)?;
+        }
+        if feed.write == WriteMode::Cdc {
+            let key = table::key_columns(dialect, existing, &wanted);
+            statements.extend(table::deleted_ddl(dialect, feed, &found.deleted, &key)?);
+        }
         let target = Target { dialect, columns: &wanted.columns, masks: &masks, limits: &limits };
-        let plan = Plan::compile(&writer, reader.as_ref(), &target)?;
+        let plan = table::plan(feed, &writer, reader.as_ref(), &target)?;
         Ok((statements, plan.notes()))
     };
     let ((statements, notes), misfit) = match planned() {
@@ -165,11 +173,27 @@ fn read(file: &Path) -> Result<Schema> {
     bail!("{} ends inside its header", file.display())
 }
 
-async fn columns(world: &World, feed: &Feed) -> Result<Vec<Column>> {
+/// What is there already.
+#[derive(Default)]
+struct Found {
+    columns: Vec<Column>,
+    unique_keys: Vec<Vec<String>>,
+    /// Columns of the table that remembers deleted rows.
+    deleted: Vec<Column>,
+}
+
+async fn look(world: &World, feed: &Feed) -> Result<Found> {
     match &world.config.database {
         // The first importer makes it.
-        Database::Sqlite { path } if !path.exists() => Ok(Vec::new()),
-        _ => Ok(world.database().await?.table_columns(&feed.table).await?),
+        Database::Sqlite { path } if !path.exists() => Ok(Found::default()),
+        _ => {
+            let database = world.database().await?;
+            Ok(Found {
+                columns: database.table_columns(&feed.table).await?,
+                unique_keys: database.unique_keys(&feed.table).await?,
+                deleted: database.table_columns(&feed.table.of_deleted()).await?,
+            })
+        }
     }
 }
 

@@ -5,6 +5,7 @@
 //! text value may refer to a secret kept elsewhere (`env:NAME`, `file:/path`). All problems of a
 //! file are reported together, each with its line and what to do.
 
+mod keyed;
 mod pattern;
 mod reader;
 
@@ -61,6 +62,8 @@ pub struct Feed {
     pub objects: ObjectPattern,
     pub table: TableName,
     pub write: WriteMode,
+    /// The columns that name a row, where rows are written by key; else none.
+    pub key: Vec<String>,
     pub evolve: Evolve,
     pub on_missing_object: OnMissingObject,
     pub on_bad_row: OnBadRow,
@@ -102,7 +105,32 @@ pub enum WriteMode {
     Replace,
     /// Each distinct version's rows are added once.
     Append,
+    /// One row per key: that of the newest object.
+    Upsert,
+    /// Debezium envelopes, applied in the order of their source.
+    Cdc,
 }
+
+impl WriteMode {
+    pub fn name(self) -> &'static str {
+        WRITE_MODES.iter().find(|(_, mode)| *mode == self).map_or("", |(name, _)| name)
+    }
+
+    /// Whether a row takes the place of the one with its key.
+    pub fn is_keyed(self) -> bool {
+        match self {
+            WriteMode::Replace | WriteMode::Append => false,
+            WriteMode::Upsert | WriteMode::Cdc => true,
+        }
+    }
+}
+
+const WRITE_MODES: [(&str, WriteMode); 4] = [
+    ("replace", WriteMode::Replace),
+    ("append", WriteMode::Append),
+    ("upsert", WriteMode::Upsert),
+    ("cdc", WriteMode::Cdc),
+];
 
 /// What a schema newer than the table does to the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -203,6 +231,7 @@ impl Config {
             }
             section.finish(&mut reader);
         }
+        keyed::agree(&mut reader, &feeds);
         let importer = importer(&mut reader, &mut root);
         let scaler = scaler(&mut reader, &mut root);
         root.finish(&mut reader);
@@ -315,9 +344,8 @@ fn feed(
         ObjectPattern::parse(text).map_err(|e| e.to_string())
     });
     let table = section.required(reader, "table", "TABLE or SCHEMA.TABLE", TableName::parse);
-    let write = section.optional(reader, "write", |text| {
-        one_of(text, &[("replace", WriteMode::Replace), ("append", WriteMode::Append)])
-    });
+    let write = section.optional(reader, "write", |text| one_of(text, &WRITE_MODES));
+    let key = section.names(reader, "key");
     let evolve = section.optional(reader, "evolve", |text| {
         let choices = [
             ("fixed", Evolve::Fixed),
@@ -343,11 +371,17 @@ fn feed(
         column.finish(reader);
         masks.extend(mask.map(|mask| (field, mask)));
     }
+    let write = write.unwrap_or(WriteMode::Replace);
+    keyed::check(reader, section, write, key.as_deref(), &masks);
+    if write == WriteMode::Cdc {
+        keyed::check_changes(reader, section, table.as_ref());
+    }
     Some(Feed {
         fleet: fleet?,
         objects: objects?,
         table: table?,
-        write: write.unwrap_or(WriteMode::Replace),
+        write,
+        key: key.unwrap_or_default(),
         evolve: evolve.unwrap_or(Evolve::AddColumns),
         on_missing_object: on_missing_object.unwrap_or(OnMissingObject::DeadLetter),
         on_bad_row: on_bad_row.unwrap_or(OnBadRow::Object),
@@ -683,6 +717,45 @@ table = "ads.impressions"
         assert!(!format!("{config:?}").contains("pepper"));
         let error = parse(&masked.replace("sha256", "md5")).unwrap_err();
         assert!(error.contains("feed.impressions.columns.email.mask") && error.contains("last4"));
+    }
+
+    #[test]
+    fn rows_written_by_key_need_one() {
+        let with = |lines: &str| parse(&format!("{MINIMAL}{lines}\n"));
+        let config = with("write = \"upsert\"\nkey = [\"id\", \"dt\"]").unwrap();
+        assert_eq!(config.feeds["impressions"].key, ["id", "dt"]);
+        let config = parse_with(
+            &format!("{MINIMAL}write = \"upsert\"\n"),
+            &[("WEIRGATE_FEED_IMPRESSIONS_KEY", "id, n")],
+        );
+        assert_eq!(config.unwrap().feeds["impressions"].key, ["id", "n"]);
+        for (lines, expected) in [
+            (
+                "write = \"upsert\"",
+                "weirgate.toml:9: feed.impressions.write: \"upsert\" needs `key`",
+            ),
+            ("key = [\"id\"]", "weirgate.toml:9: feed.impressions.key: is for upsert"),
+            ("write = \"cdc\"", "weirgate.toml:9: feed.impressions.write: \"cdc\" needs `key`"),
+            (
+                "write = \"cdc\"\nkey = [\"id\"]\nschema = '\"long\"'",
+                "weirgate.toml:11: feed.impressions.schema: \"cdc\" reads envelopes",
+            ),
+            ("write = \"upsert\"\nkey = []", "weirgate.toml:10: feed.impressions.key: expected"),
+            ("write = \"upsert\"\nkey = [\"id\", \"ID\"]", "expected different names"),
+            ("write = \"upsert\"\nkey = [1]", "expected different names"),
+            (
+                "write = \"upsert\"\nkey = [\"id\"]\ncolumns.id = { mask = \"last4\" }",
+                "weirgate.toml:10: feed.impressions.key: `id` is masked",
+            ),
+            (
+                "[feed.more]\nfleet = \"ads\"\nobjects = \"s3://b/**\"\ntable = \"ads.impressions\"\nwrite = \"upsert\"\nkey = [\"id\"]",
+                "weirgate.toml:13: feed.more.write: [feed.impressions] writes ads.impressions too",
+            ),
+        ] {
+            let error = with(lines).unwrap_err();
+            assert!(error.contains(expected), "{lines} gave:\n{error}\nwithout `{expected}`");
+            assert_eq!(error.lines().count(), 1, "{error}");
+        }
     }
 
     #[test]

@@ -81,6 +81,11 @@ impl<'a> Reader<'a> {
         Section { path: Vec::new(), asked: Vec::new() }
     }
 
+    /// The section of one feed.
+    pub(super) fn feed(&self, name: &str) -> Section {
+        Section { path: vec!["feed".to_owned(), name.to_owned()], asked: Vec::new() }
+    }
+
     pub(super) fn missing(&mut self, what: &str, remedy: &str) {
         let message = format!("{what} is missing; {remedy}");
         self.problems.push(Problem { place: Place::WholeFile, message });
@@ -158,6 +163,51 @@ impl Section {
                 None
             }
         }
+    }
+
+    /// An array of names, without repetitions. In the environment they stand between commas.
+    pub(super) fn names(
+        &mut self,
+        reader: &mut Reader<'_>,
+        key: &'static str,
+    ) -> Option<Vec<String>> {
+        self.asked.push(key);
+        let found = match reader.value(&self.path, key) {
+            Some(value) if !self.is_overridden(reader, key) => {
+                let place = Place::Line(line_of(reader.text, &value.span()));
+                let names = value.get_ref().as_array().and_then(|items| {
+                    let name =
+                        |item: &Spanned<DeValue<'_>>| Some(item.get_ref().as_str()?.to_owned());
+                    items.iter().map(name).collect::<Option<Vec<_>>>()
+                });
+                Some((names, place))
+            }
+            _ => self.find(reader, key).map(|found| {
+                let names = found.text.split(',').map(|name| name.trim().to_owned()).collect();
+                (Some(names), found.place)
+            }),
+        };
+        reader.variables.insert(variable(&[&self.path[..], &[key.to_owned()]].concat()));
+        let (names, place) = found?;
+        let distinct = names.filter(|names| {
+            let once: BTreeSet<_> = names.iter().map(|name| name.to_lowercase()).collect();
+            !names.is_empty() && once.len() == names.len() && !once.contains("")
+        });
+        if distinct.is_none() {
+            let message = format!("{}: expected different names, e.g. [\"id\"]", self.name_of(key));
+            reader.problems.push(Problem { place, message });
+        }
+        distinct
+    }
+
+    /// Whether the file or the environment says anything about the key.
+    pub(super) fn mentions(&self, reader: &Reader<'_>, key: &str) -> bool {
+        reader.value(&self.path, key).is_some() || self.is_overridden(reader, key)
+    }
+
+    fn is_overridden(&self, reader: &Reader<'_>, key: &str) -> bool {
+        let name = variable(&[&self.path[..], &[key.to_owned()]].concat());
+        reader.environment.contains_key(&name)
     }
 
     /// A sub-table; `None` when neither the file nor the environment mentions it.

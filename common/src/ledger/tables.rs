@@ -1,5 +1,7 @@
 //! The users' tables as the database describes them, and DDL on them.
 
+use std::collections::BTreeMap;
+
 use sqlx::{Executor, PgConnection, Row, SqliteConnection};
 use weirgate_avro::table::{Column, Dialect, Source, SqlType};
 
@@ -28,11 +30,50 @@ impl Ledger {
     pub async fn table_columns(&self, table: &TableName) -> Result<Vec<Column>, LedgerError> {
         let columns = async {
             match self {
-                Ledger::Postgres(pool) => postgres(&mut *pool.acquire().await?, table).await,
-                Ledger::Sqlite(pool) => sqlite(&mut *pool.acquire().await?, table).await,
+                Ledger::Postgres(pool) => {
+                    postgres_columns(&mut *pool.acquire().await?, table).await
+                }
+                Ledger::Sqlite(pool) => sqlite_columns(&mut *pool.acquire().await?, table).await,
             }
         };
         columns.await.map_err(|source| statement("reading the table's columns", source))
+    }
+
+    /// The columns of each unique index of the table that holds for all its rows.
+    pub async fn unique_keys(&self, table: &TableName) -> Result<Vec<Vec<String>>, LedgerError> {
+        let failed = |source| statement("reading the table's keys", source);
+        let rows: Vec<(String, String)> = match self {
+            Ledger::Postgres(pool) => sqlx::query_as(
+                "SELECT i.indexrelid::text, a.attname::text
+                 FROM pg_index i
+                      CROSS JOIN LATERAL unnest(i.indkey[0:i.indnkeyatts - 1]) AS k (attnum)
+                      JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
+                 WHERE i.indrelid = to_regclass($1) AND i.indisunique AND i.indimmediate
+                       AND i.indisvalid AND i.indpred IS NULL AND i.indexprs IS NULL",
+            )
+            .bind(table.in_postgres())
+            .fetch_all(pool)
+            .await
+            .map_err(failed)?,
+            // An integer primary key is the row's number and has no index.
+            Ledger::Sqlite(pool) => sqlx::query_as(
+                "SELECT i.name, k.name
+                 FROM pragma_index_list($1) AS i, pragma_index_info(i.name) AS k
+                 WHERE i.\"unique\" AND NOT i.partial AND NOT EXISTS
+                       (SELECT 1 FROM pragma_index_info(i.name) AS e WHERE e.name IS NULL)
+                 UNION ALL
+                 SELECT '', name FROM pragma_table_info($1) WHERE pk > 0",
+            )
+            .bind(table.in_sqlite())
+            .fetch_all(pool)
+            .await
+            .map_err(failed)?,
+        };
+        let mut keys: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        for (index, column) in rows {
+            keys.entry(index).or_default().push(column);
+        }
+        Ok(keys.into_values().collect())
     }
 
     /// Runs the DDL that `decide` wants for the table as it is, alone among all importers, and
@@ -55,23 +96,23 @@ impl Ledger {
                 .execute(&mut *transaction)
                 .await
                 .map_err(failed)?;
-                let existing = postgres(&mut transaction, table).await.map_err(failed)?;
+                let existing = postgres_columns(&mut transaction, table).await.map_err(failed)?;
                 for statement in decide(&existing)? {
                     tracing::info!(%table, "{statement}");
                     transaction.execute(statement.as_str()).await.map_err(failed)?;
                 }
-                let columns = postgres(&mut transaction, table).await.map_err(failed)?;
+                let columns = postgres_columns(&mut transaction, table).await.map_err(failed)?;
                 transaction.commit().await.map_err(failed)?;
                 Ok(columns)
             }
             Ledger::Sqlite(pool) => {
                 let mut transaction = pool.begin_with("BEGIN IMMEDIATE").await.map_err(failed)?;
-                let existing = sqlite(&mut transaction, table).await.map_err(failed)?;
+                let existing = sqlite_columns(&mut transaction, table).await.map_err(failed)?;
                 for statement in decide(&existing)? {
                     tracing::info!(%table, "{statement}");
                     transaction.execute(statement.as_str()).await.map_err(failed)?;
                 }
-                let columns = sqlite(&mut transaction, table).await.map_err(failed)?;
+                let columns = sqlite_columns(&mut transaction, table).await.map_err(failed)?;
                 transaction.commit().await.map_err(failed)?;
                 Ok(columns)
             }
@@ -83,7 +124,8 @@ fn statement(what: &'static str, source: sqlx::Error) -> LedgerError {
     LedgerError::Statement { what, source }
 }
 
-async fn postgres(
+/// The columns of a table as a transaction sees them.
+pub async fn postgres_columns(
     connection: &mut PgConnection,
     table: &TableName,
 ) -> Result<Vec<Column>, sqlx::Error> {
@@ -105,7 +147,8 @@ async fn postgres(
     Ok(rows.into_iter().map(column).collect())
 }
 
-async fn sqlite(
+/// The columns of a table as a transaction sees them.
+pub async fn sqlite_columns(
     connection: &mut SqliteConnection,
     table: &TableName,
 ) -> Result<Vec<Column>, sqlx::Error> {

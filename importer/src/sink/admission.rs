@@ -3,6 +3,7 @@
 
 use std::cmp::Ordering;
 
+use weirgate_common::clock::Timestamp;
 use weirgate_common::config::WriteMode;
 
 /// A ledger row of the object's feed, bucket and key.
@@ -12,6 +13,7 @@ pub struct LedgerRow {
     pub etag: String,
     pub sequencer: Option<String>,
     pub state: RowState,
+    pub event_at: Option<Timestamp>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,7 +30,7 @@ pub enum Admission {
     AlreadyCommitted { advance_sequencer: Option<i64> },
     /// A newer version of the key is in the table.
     Superseded,
-    /// Write the rows; delete those of the ledger rows named.
+    /// Write the rows in the place of those of the ledger rows named.
     Import { replaces: Vec<i64> },
 }
 
@@ -42,11 +44,19 @@ pub fn admit(
     let committed = || ledger.iter().filter(|row| row.state == RowState::Committed);
     if let Some(row) = committed().find(|row| row.etag == etag) {
         let newer = is_newer(sequencer, row.sequencer.as_deref());
+        // A, B, A: what is written again is the newest again, and other objects' rows may have
+        // taken the place of its own since.
+        if newer && mode == WriteMode::Upsert {
+            return Admission::Import { replaces: vec![row.id] };
+        }
         return Admission::AlreadyCommitted { advance_sequencer: newer.then_some(row.id) };
     }
     match mode {
-        // Append keeps every version once, whichever came first.
-        WriteMode::Append => Admission::Import { replaces: Vec::new() },
+        // Append keeps every version once, whichever came first. Among versions written by key the
+        // rows themselves tell which is newer.
+        WriteMode::Append | WriteMode::Upsert | WriteMode::Cdc => {
+            Admission::Import { replaces: Vec::new() }
+        }
         WriteMode::Replace => {
             let outdated = |row: &LedgerRow| is_newer(row.sequencer.as_deref(), sequencer);
             // The event of a version that was replaced already, delivered once more. Without
@@ -66,7 +76,7 @@ pub fn admit(
 }
 
 /// Whether `a` is known to be newer than `b`: unknown is never newer.
-fn is_newer(a: Option<&str>, b: Option<&str>) -> bool {
+pub(super) fn is_newer(a: Option<&str>, b: Option<&str>) -> bool {
     match (a, b) {
         (Some(a), Some(b)) => sequencer_cmp(a, b) == Ordering::Greater,
         (Some(_), None) | (None, _) => false,
@@ -89,7 +99,13 @@ mod tests {
     use super::*;
 
     fn row(id: i64, etag: &str, sequencer: Option<&str>, state: RowState) -> LedgerRow {
-        LedgerRow { id, etag: etag.into(), sequencer: sequencer.map(str::to_owned), state }
+        LedgerRow {
+            id,
+            etag: etag.into(),
+            sequencer: sequencer.map(str::to_owned),
+            state,
+            event_at: None,
+        }
     }
 
     #[test]
@@ -112,7 +128,7 @@ mod tests {
         use RowState::{Committed, Replaced, Retracted};
         let import = |replaces: &[i64]| Import { replaces: replaces.to_vec() };
         let known = |advance_sequencer| AlreadyCommitted { advance_sequencer };
-        let (replace, append) = (WriteMode::Replace, WriteMode::Append);
+        let (replace, append, upsert) = (WriteMode::Replace, WriteMode::Append, WriteMode::Upsert);
         let a1 = row(1, "a", Some("01"), Committed);
         let b2 = row(2, "b", Some("02"), Committed);
         let a1_gone = row(1, "a", Some("01"), Replaced);
@@ -164,8 +180,12 @@ mod tests {
                 import(&[]),
             ),
             ("append keeps both", append, "b", Some("02"), vec![a1.clone()], import(&[])),
-            ("append, old one late", append, "a", Some("01"), vec![b2], import(&[])),
-            ("append, redelivery", append, "a", Some("01"), vec![a1], known(None)),
+            ("append, old one late", append, "a", Some("01"), vec![b2.clone()], import(&[])),
+            ("append, redelivery", append, "a", Some("01"), vec![a1.clone()], known(None)),
+            ("upsert, old one late", upsert, "a", Some("01"), vec![b2.clone()], import(&[])),
+            ("upsert, redelivery", upsert, "a", Some("01"), vec![a1.clone()], known(None)),
+            ("upsert, listed again", upsert, "a", None, vec![a1.clone()], known(None)),
+            ("upsert, A, B, A", upsert, "a", Some("03"), vec![a1, b2], import(&[1])),
         ] {
             assert_eq!(admit(mode, etag, sequencer, &ledger), expected, "{name}");
         }

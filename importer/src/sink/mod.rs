@@ -2,13 +2,18 @@
 //!
 //! ```text
 //! admission   what the ledger says about the object       pure
-//!   └─▶ target     the table, made or brought up to date; the plan for its columns
-//!         └─▶ statement   rows bound to a prepared statement (SQLite)
-//!               └─▶ import     the transaction, the same on every database
-//!                     └─▶ postgres, sqlite   its steps, in the words of each
+//!   └─▶ version    which of two objects is newer          pure
+//!         └─▶ merge      rows that take others' place by key    pure: the statements
+//!               └─▶ target     the table, made or brought up to date; the plan for its columns
+//!                     └─▶ statement   rows bound to a prepared statement (SQLite)
+//!                           └─▶ import     the transaction, the same on every database
+//!                                 └─▶ postgres, sqlite   its steps, in the words of each
 //! ```
 
 pub mod admission;
+mod version;
+
+mod merge;
 mod target;
 
 mod statement;
@@ -156,7 +161,8 @@ trait Transaction: Sized + Send {
         row: i64,
     ) -> impl Future<Output = Result<(), Failure>> + Send;
 
-    /// Takes an older version's rows out of the table, and marks its ledger row.
+    /// Takes an older version's rows out of the table, and marks its ledger row. Rows written by
+    /// key stay where they are: those that come have the same keys.
     fn replace(
         &mut self,
         job: &Job<'_>,
@@ -369,15 +375,15 @@ const MARK_REPLACED: &str = "UPDATE weirgate.object SET state = 'replaced' WHERE
 
 const ADVANCE_SEQUENCER: &str = "UPDATE weirgate.object SET sequencer = $2 WHERE id = $1";
 
-type LedgerColumns = (i64, String, Option<String>, String);
+type LedgerColumns = (i64, String, Option<String>, String, Option<Timestamp>);
 
-fn ledger_row((id, etag, sequencer, state): LedgerColumns) -> LedgerRow {
+fn ledger_row((id, etag, sequencer, state, event_at): LedgerColumns) -> LedgerRow {
     let state = match state.as_str() {
         "committed" => RowState::Committed,
         "replaced" => RowState::Replaced,
         _ => RowState::Retracted,
     };
-    LedgerRow { id, etag, sequencer, state }
+    LedgerRow { id, etag, sequencer, state, event_at }
 }
 
 /// A database error in the middle of an import.
@@ -386,7 +392,7 @@ fn refused(job: &Job<'_>, doing: &str, error: &sqlx::Error) -> Failure {
     let (code, remedy) = match (fault, sqlstate(error).as_deref()) {
         (_, Some("42501")) => (
             "no_permission",
-            "; grant the importer's role USAGE and CREATE on the schema, INSERT and DELETE on the table",
+            "; grant the importer's role USAGE and CREATE on the schema, SELECT, INSERT, UPDATE and DELETE on the table, and TEMPORARY on the database if rows are written by key",
         ),
         (Fault::Outage(_), _) => ("database_away", ""),
         (Fault::Busy, _) => ("database_busy", ""),

@@ -4,13 +4,15 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use sha2::{Digest, Sha256};
-use sqlx::{PgConnection, PgPool};
+use sqlx::{Executor, PgConnection, PgPool};
 use weirgate_avro::copy::{COPY_HEADER, COPY_TRAILER};
-use weirgate_common::clock;
-use weirgate_common::ledger::Ledger;
+use weirgate_common::clock::{self, Timestamp};
+use weirgate_common::ledger::{Ledger, postgres_columns};
 
 use super::admission::LedgerRow;
+use super::merge::Merge;
 use super::target::{Target, Targets, captures};
+use super::version::{Bent, bent, version};
 use super::{
     ADVANCE_SEQUENCER, Broken, Database, INSERT_REJECTED, Import, Job, MARK_REPLACED, Transaction,
     Written, bad_key, ledger_row, refused,
@@ -87,7 +89,7 @@ impl Database for Postgres {
         let job = &import.job;
         let constants = target
             .plan
-            .constants(import.id, &captures(job))
+            .constants_in_order(import.id, &captures(job), &version(job, &[]))
             .map_err(|error| bad_key(job, &error))?;
         let on_bad_row = job.feed.on_bad_row;
         Ok(Format::Copy { plan: target.plan.clone(), constants, on_bad_row })
@@ -95,12 +97,15 @@ impl Database for Postgres {
 
     async fn begin(&self, job: &Job<'_>) -> Result<Open, Failure> {
         let open = self.pool.begin().await.map_err(|error| refused(job, "begin", &error))?;
-        Ok(Open(open))
+        Ok(Open { transaction: open, bent: Vec::new() })
     }
 }
 
 /// An open transaction.
-pub(super) struct Open(sqlx::Transaction<'static, sqlx::Postgres>);
+pub(super) struct Open {
+    transaction: sqlx::Transaction<'static, sqlx::Postgres>,
+    bent: Vec<Bent>,
+}
 
 impl Transaction for Open {
     async fn ledger(&mut self, jobs: &[Job<'_>]) -> Result<Vec<Option<Vec<LedgerRow>>>, Failure> {
@@ -113,11 +118,12 @@ impl Transaction for Open {
             "SELECT n, pg_try_advisory_xact_lock(k) FROM unnest($1::bigint[]) WITH ORDINALITY AS m(k, n)",
         )
         .bind(keys)
-        .fetch_all(&mut *self.0)
+        .fetch_all(&mut *self.transaction)
         .await
         .map_err(|error| refused(first, "locking the objects", &error))?;
         // A statement of its own: its snapshot must be younger than the locks.
-        let rows = select_ledger(&mut self.0, first, jobs).await?;
+        let rows = select_ledger(&mut self.transaction, first, jobs).await?;
+        self.bent = bent(jobs, &rows);
         let mut rows: Vec<_> = rows.into_iter().map(Some).collect();
         for (n, _) in locked.into_iter().filter(|(_, locked)| !locked) {
             rows[n as usize - 1] = None;
@@ -127,15 +133,17 @@ impl Transaction for Open {
 
     async fn advance_sequencer(&mut self, job: &Job<'_>, row: i64) -> Result<(), Failure> {
         let update = sqlx::query(ADVANCE_SEQUENCER).bind(row).bind(&job.object.sequencer);
-        let done = update.execute(&mut *self.0).await;
+        let done = update.execute(&mut *self.transaction).await;
         done.map(drop).map_err(|error| refused(job, "advancing the sequencer", &error))
     }
 
     async fn replace(&mut self, job: &Job<'_>, row: i64) -> Result<(), Failure> {
         let failed = |error: sqlx::Error| refused(job, "replacing the older version", &error);
-        let connection = &mut *self.0;
-        let delete = format!("DELETE FROM {} WHERE _object = $1", job.feed.table.in_postgres());
-        sqlx::query(&delete).bind(row).execute(&mut *connection).await.map_err(failed)?;
+        let connection = &mut *self.transaction;
+        if !job.feed.write.is_keyed() {
+            let delete = format!("DELETE FROM {} WHERE _object = $1", job.feed.table.in_postgres());
+            sqlx::query(&delete).bind(row).execute(&mut *connection).await.map_err(failed)?;
+        }
         sqlx::query(MARK_REPLACED).bind(row).execute(connection).await.map_err(failed)?;
         Ok(())
     }
@@ -154,9 +162,21 @@ impl Transaction for Open {
             }
         }
         for (target, members) in copies.into_values() {
-            copy(&mut self.0, &target, &members, &mut imports, &mut written).await?;
+            let into = &mut self.transaction;
+            match &target.merge {
+                None => {
+                    let (table, columns) = (&target.table, &target.columns);
+                    let counted =
+                        copy(into, table, columns, &members, &mut imports, &mut written).await?;
+                    nothing_dropped(&members, &imports, &written, counted)?;
+                }
+                Some(merge) => {
+                    merge_rows(into, merge, &self.bent, &members, &mut imports, &mut written)
+                        .await?;
+                }
+            }
         }
-        insert_ledger(&mut self.0, &imports, &written).await?;
+        insert_ledger(&mut self.transaction, &imports, &written).await?;
         for ((import, _), written) in imports.iter().zip(&written) {
             let job = &import.job;
             for row in &written.rejected {
@@ -165,7 +185,7 @@ impl Transaction for Open {
                     .bind(i64::try_from(row.ordinal).unwrap_or(i64::MAX))
                     .bind(row.reason.replace('\0', "\u{fffd}"))
                     .bind(&row.record)
-                    .execute(&mut *self.0)
+                    .execute(&mut *self.transaction)
                     .await
                     .map_err(|error| refused(job, "writing rejected rows", &error))?;
             }
@@ -174,7 +194,7 @@ impl Transaction for Open {
     }
 
     async fn commit(self, job: &Job<'_>) -> Result<(), Failure> {
-        self.0.commit().await.map_err(|error| refused(job, "commit", &error))
+        self.transaction.commit().await.map_err(|error| refused(job, "commit", &error))
     }
 }
 
@@ -185,10 +205,11 @@ async fn select_ledger(
     first: &Job<'_>,
     jobs: &[Job<'_>],
 ) -> Result<Vec<Vec<LedgerRow>>, Failure> {
-    let found: Vec<(i64, i64, String, Option<String>, String)> = sqlx::query_as(
+    type Found = (i64, i64, String, Option<String>, String, Option<Timestamp>);
+    let found: Vec<Found> = sqlx::query_as(
         "SELECT m.n, o.* FROM unnest($2::text[], $3::text[]) WITH ORDINALITY AS m(bucket, key, n)
          CROSS JOIN LATERAL (
-             SELECT id, etag, sequencer, state FROM weirgate.object
+             SELECT id, etag, sequencer, state, event_at FROM weirgate.object
              WHERE feed = $1 AND bucket = m.bucket AND key = m.key OFFSET 0) AS o",
     )
     .bind(first.feed_name)
@@ -198,8 +219,8 @@ async fn select_ledger(
     .await
     .map_err(|error| refused(first, "reading the ledger", &error))?;
     let mut rows: Vec<Vec<LedgerRow>> = jobs.iter().map(|_| Vec::new()).collect();
-    for (n, id, etag, sequencer, state) in found {
-        rows[n as usize - 1].push(ledger_row((id, etag, sequencer, state)));
+    for (n, id, etag, sequencer, state, event_at) in found {
+        rows[n as usize - 1].push(ledger_row((id, etag, sequencer, state, event_at)));
     }
     Ok(rows)
 }
@@ -248,21 +269,65 @@ async fn insert_ledger(
 /// Messages to the server are made at least this large.
 const MESSAGE_BYTES: usize = 32 << 10;
 
-/// Copies all chunks of some of the imports.
-async fn copy(
+/// Stages all chunks of some of the imports, and merges them into the table.
+async fn merge_rows(
     connection: &mut PgConnection,
-    target: &Target,
+    merge: &Merge,
+    bent: &[Bent],
     members: &[usize],
     imports: &mut [(Import<'_>, Chunks)],
     written: &mut [Written],
 ) -> Result<(), Broken> {
-    let Some(first) = members.first().map(|at| imports[*at].0.job) else { return Ok(()) };
+    let Some(job) = members.first().map(|at| imports[*at].0.job) else { return Ok(()) };
+    let failed = |error: sqlx::Error| refused(&job, "merging rows", &error);
+    connection.execute(merge.begin().as_str()).await.map_err(failed)?;
+    copy(connection, merge.stage(), &merge.staged(), members, imports, written).await?;
+    // Other importers may have added columns since the table was looked at. They cannot add more:
+    // staging has locked it against them.
+    let existing = postgres_columns(connection, &job.feed.table).await.map_err(failed)?;
+    // No statement outlives its staging table, which is gone after the transaction.
+    let bend = merge.bend();
+    for Bent { from, to } in bent {
+        let bend = sqlx::query(&bend).persistent(false).bind(from).bind(to);
+        bend.execute(&mut *connection).await.map_err(failed)?;
+    }
+    if merge.is_of_changes() {
+        sqlx::query("SELECT pg_advisory_xact_lock(hashtextextended('weirgate merge ' || $1, 0))")
+            .bind(job.feed.table.to_string())
+            .execute(&mut *connection)
+            .await
+            .map_err(failed)?;
+        connection.execute(merge.newest_changes().as_str()).await.map_err(failed)?;
+        let truncates: i64 = sqlx::query_scalar(&merge.truncates())
+            .persistent(false)
+            .fetch_one(&mut *connection)
+            .await
+            .map_err(failed)?;
+        if truncates > 0 {
+            connection.execute(merge.truncate().as_str()).await.map_err(failed)?;
+        }
+        connection.execute(merge.apply(&existing).as_str()).await.map_err(failed)?;
+    } else {
+        connection.execute(merge.upsert(&existing).as_str()).await.map_err(failed)?;
+    }
+    connection.execute(merge.end().as_str()).await.map_err(failed)?;
+    Ok(())
+}
+
+/// Copies all chunks of some of the imports. How many rows the table says it took.
+async fn copy(
+    connection: &mut PgConnection,
+    table: &str,
+    columns: &str,
+    members: &[usize],
+    imports: &mut [(Import<'_>, Chunks)],
+    written: &mut [Written],
+) -> Result<u64, Broken> {
+    let Some(first) = members.first().map(|at| imports[*at].0.job) else { return Ok(0) };
     let failed = |error: sqlx::Error| refused(&first, "copying rows", &error);
-    let statement =
-        format!("COPY {} ({}) FROM STDIN WITH (FORMAT binary)", target.table, target.columns);
+    let statement = format!("COPY {table} ({columns}) FROM STDIN WITH (FORMAT binary)");
     let mut copy = connection.copy_in_raw(&statement).await.map_err(failed)?;
     let mut message = COPY_HEADER.to_vec();
-    let mut rows = 0;
     for at in members {
         let (import, chunks) = &mut imports[*at];
         let guilty = |failure| Broken { failure, guilty: Some(*at) };
@@ -277,7 +342,6 @@ async fn copy(
                 }
             };
             written[*at].rows += chunk.rows;
-            rows += chunk.rows;
             if chunk.bytes.len() >= MESSAGE_BYTES {
                 if !message.is_empty() {
                     copy.send(std::mem::take(&mut message)).await.map_err(failed)?;
@@ -297,15 +361,25 @@ async fn copy(
     }
     message.extend_from_slice(COPY_TRAILER);
     copy.send(message).await.map_err(failed)?;
-    let counted = copy.finish().await.map_err(failed)?;
-    if counted != rows {
-        let detail = format!(
-            "{} into {}: the table took {counted} of {rows} rows; a trigger or a rule keeps rows out",
-            first.object_name, first.feed.table
-        );
-        return Err(Failure::permanent("rows_dropped", detail).into());
+    Ok(copy.finish().await.map_err(failed)?)
+}
+
+fn nothing_dropped(
+    members: &[usize],
+    imports: &[(Import<'_>, Chunks)],
+    written: &[Written],
+    counted: u64,
+) -> Result<(), Failure> {
+    let rows: u64 = members.iter().map(|at| written[*at].rows).sum();
+    let Some(first) = members.first().map(|at| imports[*at].0.job) else { return Ok(()) };
+    if counted == rows {
+        return Ok(());
     }
-    Ok(())
+    let detail = format!(
+        "{} into {}: the table took {counted} of {rows} rows; a trigger or a rule keeps rows out",
+        first.object_name, first.feed.table
+    );
+    Err(Failure::permanent("rows_dropped", detail))
 }
 
 /// Advisory locks are 64 bits wide. Two identities that share a key wait for each other, no more.

@@ -3,17 +3,18 @@
 
 use std::sync::Arc;
 
-use sqlx::{SqliteConnection, SqlitePool};
+use sqlx::{Executor, SqliteConnection, SqlitePool};
 use weirgate_avro::fault::Fault;
 use weirgate_avro::rows::Stopped;
 use weirgate_avro::table::quote;
 use weirgate_common::clock;
 use weirgate_common::config::OnBadRow;
-use weirgate_common::ledger::{Ledger, sqlite_fault};
+use weirgate_common::ledger::{Ledger, sqlite_columns, sqlite_fault};
 
 use super::admission::LedgerRow;
 use super::statement::Statement;
 use super::target::{Target, Targets, captures};
+use super::version::{Bent, bent, version};
 use super::{
     ADVANCE_SEQUENCER, Broken, Database, INSERT_REJECTED, Import, Job, MARK_REPLACED, Transaction,
     Written, bad_key, ledger_row, refused,
@@ -71,51 +72,58 @@ impl Database for Sqlite {
     /// IMMEDIATE: the ledger is read under the write lock, so nobody commits in between.
     async fn begin(&self, job: &Job<'_>) -> Result<Open, Failure> {
         let begun = self.pool.begin_with("BEGIN IMMEDIATE").await;
-        begun.map(Open).map_err(|error| refused(job, "begin", &error))
+        let transaction = begun.map_err(|error| refused(job, "begin", &error))?;
+        Ok(Open { transaction, bent: Vec::new() })
     }
 }
 
 /// An open transaction.
-pub(super) struct Open(sqlx::Transaction<'static, sqlx::Sqlite>);
+pub(super) struct Open {
+    transaction: sqlx::Transaction<'static, sqlx::Sqlite>,
+    bent: Vec<Bent>,
+}
 
 impl Transaction for Open {
     async fn ledger(&mut self, jobs: &[Job<'_>]) -> Result<Vec<Option<Vec<LedgerRow>>>, Failure> {
-        let rows = select_ledger(&mut self.0, jobs).await?;
+        let rows = select_ledger(&mut self.transaction, jobs).await?;
+        self.bent = bent(jobs, &rows);
         Ok(rows.into_iter().map(Some).collect())
     }
 
     async fn advance_sequencer(&mut self, job: &Job<'_>, row: i64) -> Result<(), Failure> {
         let statement = prefixed(ADVANCE_SEQUENCER);
         let update = sqlx::query(&statement).bind(row).bind(&job.object.sequencer);
-        let done = update.execute(&mut *self.0).await;
+        let done = update.execute(&mut *self.transaction).await;
         done.map(drop).map_err(|error| refused(job, "advancing the sequencer", &error))
     }
 
     async fn replace(&mut self, job: &Job<'_>, row: i64) -> Result<(), Failure> {
         let failed = |error: sqlx::Error| refused(job, "replacing the older version", &error);
-        let table = quote(&job.feed.table.in_sqlite());
-        let delete = format!("DELETE FROM {table} WHERE _object = $1");
-        sqlx::query(&delete).bind(row).execute(&mut *self.0).await.map_err(failed)?;
+        if !job.feed.write.is_keyed() {
+            let table = quote(&job.feed.table.in_sqlite());
+            let delete = format!("DELETE FROM {table} WHERE _object = $1");
+            sqlx::query(&delete).bind(row).execute(&mut *self.transaction).await.map_err(failed)?;
+        }
         let mark = prefixed(MARK_REPLACED);
-        sqlx::query(&mark).bind(row).execute(&mut *self.0).await.map_err(failed)?;
+        sqlx::query(&mark).bind(row).execute(&mut *self.transaction).await.map_err(failed)?;
         Ok(())
     }
 
     async fn write(&mut self, imports: Vec<(Import<'_>, Chunks)>) -> Result<Vec<Written>, Broken> {
         let mut written = Vec::with_capacity(imports.len());
         for (at, (import, chunks)) in imports.into_iter().enumerate() {
-            let wrote = write_one(&mut self.0, &import, chunks).await;
+            let wrote = write_one(&mut self.transaction, &import, &self.bent, chunks).await;
             written.push(wrote.map_err(|failure| Broken { failure, guilty: Some(at) })?);
         }
         Ok(written)
     }
 
     async fn commit(self, job: &Job<'_>) -> Result<(), Failure> {
-        self.0.commit().await.map_err(|error| refused(job, "commit", &error))
+        self.transaction.commit().await.map_err(|error| refused(job, "commit", &error))
     }
 }
 
-const SELECT_LEDGER: &str = "SELECT id, etag, sequencer, state FROM weirgate.object
+const SELECT_LEDGER: &str = "SELECT id, etag, sequencer, state, event_at FROM weirgate.object
      WHERE feed = $1 AND bucket = $2 AND key = $3";
 
 const INSERT_LEDGER: &str = "INSERT INTO weirgate.object (feed, bucket, key, etag, version_id,
@@ -146,6 +154,7 @@ async fn select_ledger(
 async fn write_one(
     connection: &mut SqliteConnection,
     import: &Import<'_>,
+    bent: &[Bent],
     mut chunks: Chunks,
 ) -> Result<Written, Failure> {
     let job = &import.job;
@@ -169,7 +178,7 @@ async fn write_one(
         .map_err(failed)?
         .last_insert_rowid();
     let written = match &import.target {
-        Some(target) => insert_rows(connection, job, target, id, &mut chunks).await?,
+        Some(target) => write_rows(connection, job, target, bent, id, &mut chunks).await?,
         None => Written::default(),
     };
     sqlx::query("UPDATE weirgate_object SET rows = $2, rejected_rows = $3 WHERE id = $1")
@@ -192,17 +201,62 @@ async fn write_one(
     Ok(written)
 }
 
+/// Inserts all chunks, or stages and merges them.
+async fn write_rows(
+    connection: &mut SqliteConnection,
+    job: &Job<'_>,
+    target: &Target,
+    bent: &[Bent],
+    id: i64,
+    chunks: &mut Chunks,
+) -> Result<Written, Failure> {
+    let Some(merge) = &target.merge else {
+        let places = vec!["?"; target.plan.columns().len()].join(", ");
+        let insert = format!("INSERT INTO {} ({}) VALUES ({places})", target.table, target.columns);
+        return insert_rows(connection, job, target, &insert, id, chunks).await;
+    };
+    let failed = |error: sqlx::Error| refused(job, "merging rows", &error);
+    connection.execute(merge.begin().as_str()).await.map_err(failed)?;
+    let (stage, columns, places) = (merge.stage(), merge.staged(), merge.places());
+    let insert = format!("INSERT INTO {stage} ({columns}) VALUES ({places})");
+    let written = insert_rows(connection, job, target, &insert, id, chunks).await?;
+    // Other importers may have added columns since the table was looked at.
+    let existing = sqlite_columns(connection, &job.feed.table).await.map_err(failed)?;
+    let bend = merge.bend();
+    for Bent { from, to } in bent {
+        let bend = sqlx::query(&bend).persistent(false).bind(from).bind(to);
+        bend.execute(&mut *connection).await.map_err(failed)?;
+    }
+    if merge.is_of_changes() {
+        connection.execute(merge.newest_changes().as_str()).await.map_err(failed)?;
+        let truncates: i64 = sqlx::query_scalar(&merge.truncates())
+            .persistent(false)
+            .fetch_one(&mut *connection)
+            .await
+            .map_err(failed)?;
+        if truncates > 0 {
+            connection.execute(merge.truncate().as_str()).await.map_err(failed)?;
+        }
+        connection.execute(merge.apply(&existing).as_str()).await.map_err(failed)?;
+    } else {
+        connection.execute(merge.upsert(&existing).as_str()).await.map_err(failed)?;
+    }
+    connection.execute(merge.end().as_str()).await.map_err(failed)?;
+    Ok(written)
+}
+
 async fn insert_rows(
     connection: &mut SqliteConnection,
     job: &Job<'_>,
     target: &Target,
+    insert: &str,
     id: i64,
     chunks: &mut Chunks,
 ) -> Result<Written, Failure> {
-    let places = vec!["?"; target.plan.columns().len()].join(", ");
-    let insert = format!("INSERT INTO {} ({}) VALUES ({places})", target.table, target.columns);
-    let constants =
-        target.plan.constants(id, &captures(job)).map_err(|error| bad_key(job, &error))?;
+    let constants = target
+        .plan
+        .constants_in_order(id, &captures(job), &version(job, &[]))
+        .map_err(|error| bad_key(job, &error))?;
     let mut written = Written::default();
     while let Some(chunk) = chunks.next().await? {
         let mut handle = connection
@@ -210,7 +264,7 @@ async fn insert_rows(
             .await
             .map_err(|error| refused(job, "locking the connection", &error))?;
         let rejected = tokio::task::block_in_place(|| {
-            let mut statement = Statement::prepare(&mut handle, &insert)?;
+            let mut statement = Statement::prepare(&mut handle, insert)?;
             let mut rows = target.plan.rows(&chunk.bytes, chunk.rows);
             let mut bad = Vec::new();
             loop {

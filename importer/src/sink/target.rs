@@ -12,10 +12,12 @@ use weirgate_avro::plan::{self, Plan};
 use weirgate_avro::schema::Schema;
 use weirgate_avro::table::{Column, TableDef, quote};
 use weirgate_common::clock;
+use weirgate_common::config::WriteMode;
 use weirgate_common::fault::{self, Fault};
 use weirgate_common::ledger::{AlterError, Ledger, LedgerError};
 use weirgate_common::table::{self, Misfit};
 
+use super::merge::Merge;
 use super::{Job, refused};
 use crate::failure::Failure;
 
@@ -27,6 +29,8 @@ pub(super) struct Target {
     pub table: String,
     /// Quoted, in the order of the plan, separated by commas.
     pub columns: String,
+    /// Absent where rows do not take the place of others.
+    pub merge: Option<Merge>,
 }
 
 /// Remembered targets, by feed and schema fingerprint.
@@ -101,7 +105,7 @@ async fn build(
         }
         None => None,
     };
-    let wanted = TableDef::new(reader.as_ref().unwrap_or(&header.schema), captures, true, &masks)
+    let wanted = table::wanted(feed, reader.as_ref().unwrap_or(&header.schema), captures)
         .map_err(|error| incompatible(job, &error))?;
     let ddl = |existing: &[Column]| table::ddl(dialect, feed, existing, &wanted);
     let existing =
@@ -109,27 +113,74 @@ async fn build(
     let existing = if ddl(&existing).map_err(|misfit| unfit(job, &misfit))?.is_empty() {
         existing
     } else {
-        ledger.alter_table(&feed.table, ddl).await.map_err(|error| match error {
-            AlterError::Misfit(misfit) => unfit(job, &misfit),
-            AlterError::Ledger(error) => no_ledger(job, &error),
-        })?
+        ledger.alter_table(&feed.table, ddl).await.map_err(|error| unaltered(job, &error))?
     };
     let columns: Vec<Column> = existing
         .iter()
         .map(|column| match evolve::find(&wanted.columns, &column.name) {
-            Some(want) => Column { source: want.source.clone(), ..column.clone() },
+            Some(want) => {
+                let nullable = column.nullable && !wanted.key.contains(&want.name);
+                Column { source: want.source.clone(), nullable, ..column.clone() }
+            }
             None => column.clone(),
         })
         .collect();
+    let key = key(ledger, job, &wanted, &columns).await?;
     let target = plan::Target { dialect, columns: &columns, masks: &masks, limits: &limits };
-    let plan = Plan::compile(&header.schema, reader.as_ref(), &target)
+    let plan = table::plan(feed, &header.schema, reader.as_ref(), &target)
         .map_err(|error| incompatible(job, &error))?;
     for note in plan.notes() {
         tracing::warn!(feed = job.feed_name, table = %feed.table, "{note}");
     }
+    let table = table::quoted(dialect, &feed.table);
+    let merge = match feed.write {
+        WriteMode::Replace | WriteMode::Append => None,
+        WriteMode::Upsert => Some(Merge::new(dialect, &table, None, plan.columns(), &key)),
+        WriteMode::Cdc => {
+            let key_columns: Vec<Column> =
+                columns.iter().filter(|column| key.contains(&column.name)).cloned().collect();
+            prepare_deleted(ledger, job, &key_columns).await?;
+            let deleted = table::quoted(dialect, &feed.table.of_deleted());
+            Some(Merge::new(dialect, &table, Some(deleted), plan.columns(), &key))
+        }
+    };
     let columns: Vec<String> = plan.columns().iter().map(|column| quote(&column.name)).collect();
-    let (table, columns) = (table::quoted(dialect, &feed.table), columns.join(", "));
-    Ok(Target { plan: Arc::new(plan), table, columns })
+    Ok(Target { plan: Arc::new(plan), table, columns: columns.join(", "), merge })
+}
+
+/// Makes the table that remembers deleted rows, or brings it up to date.
+async fn prepare_deleted(ledger: &Ledger, job: &Job<'_>, key: &[Column]) -> Result<(), Failure> {
+    let (feed, name) = (job.feed, job.feed.table.of_deleted());
+    let ddl = |existing: &[Column]| table::deleted_ddl(ledger.dialect(), feed, existing, key);
+    let existing = ledger.table_columns(&name).await.map_err(|error| no_ledger(job, &error))?;
+    if ddl(&existing).map_err(|misfit| unfit(job, &misfit))?.is_empty() {
+        return Ok(());
+    }
+    ledger.alter_table(&name, ddl).await.map(drop).map_err(|error| unaltered(job, &error))
+}
+
+/// The key's columns as the table has them; none where rows are not written by key.
+async fn key(
+    ledger: &Ledger,
+    job: &Job<'_>,
+    wanted: &TableDef,
+    columns: &[Column],
+) -> Result<Vec<String>, Failure> {
+    if wanted.key.is_empty() {
+        return Ok(Vec::new());
+    }
+    let unique = ledger.unique_keys(&job.feed.table).await;
+    let unique = unique.map_err(|error| no_ledger(job, &error))?;
+    table::check_key(job.feed, wanted, &unique).map_err(|misfit| unfit(job, &misfit))?;
+    let name = |key: &String| evolve::find(columns, key).map(|column| column.name.clone());
+    Ok(wanted.key.iter().filter_map(name).collect())
+}
+
+fn unaltered(job: &Job<'_>, error: &AlterError) -> Failure {
+    match error {
+        AlterError::Misfit(misfit) => unfit(job, misfit),
+        AlterError::Ledger(error) => no_ledger(job, error),
+    }
 }
 
 /// The database did not answer, or refused.
@@ -144,7 +195,7 @@ fn no_ledger(job: &Job<'_>, error: &LedgerError) -> Failure {
 
 fn unfit(job: &Job<'_>, misfit: &Misfit) -> Failure {
     let code = match misfit {
-        Misfit::NoLineage => "incompatible_table",
+        Misfit::NoLineage | Misfit::NoKey { .. } => "incompatible_table",
         Misfit::Incompatible { .. } | Misfit::Narrow { .. } | Misfit::Fixed { .. } => {
             "incompatible_schema"
         }

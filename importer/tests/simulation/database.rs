@@ -68,6 +68,7 @@ impl Database {
             etag: it.etag.clone(),
             sequencer: Some(it.sequencer.clone()),
             state: RowState::Committed,
+            event_at: None,
         });
         *self.rows.entry(object).or_default() += 1;
     }

@@ -197,7 +197,8 @@ async fn postgres_table(pool: &PgPool, feed: &Feed) -> Result<Vec<Finding>, sqlx
                 c.oid IS NOT NULL AND has_table_privilege(c.oid, 'DELETE'),
                 c.oid IS NOT NULL AND pg_has_role(c.relowner, 'USAGE'),
                 EXISTS (SELECT 1 FROM pg_attribute a
-                        WHERE a.attrelid = c.oid AND a.attname = '_object' AND NOT attisdropped)
+                        WHERE a.attrelid = c.oid AND a.attname = '_object' AND NOT attisdropped),
+                c.oid IS NOT NULL AND has_table_privilege(c.oid, 'UPDATE')
          FROM (SELECT 1) AS one
               LEFT JOIN pg_namespace n ON n.nspname = $1
               LEFT JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = $2
@@ -218,6 +219,7 @@ async fn postgres_table(pool: &PgPool, feed: &Feed) -> Result<Vec<Finding>, sqlx
         delete: table.try_get(7)?,
         owner: table.try_get(8)?,
         has_object_column: table.try_get(9)?,
+        update: table.try_get(10)?,
     };
     let user = user(pool).await?;
     Ok(judge_table(feed, schema, &user, &facts))
@@ -233,6 +235,7 @@ struct TableFacts {
     exists: bool,
     select: bool,
     insert: bool,
+    update: bool,
     delete: bool,
     owner: bool,
     has_object_column: bool,
@@ -273,11 +276,12 @@ fn judge_table(feed: &Feed, schema: &str, user: &str, facts: &TableFacts) -> Vec
         lacking.push(format!("USAGE ON SCHEMA \"{schema}\""));
     }
     // Replacing an object deletes the rows of its old version.
-    let deletes = feed.write == WriteMode::Replace;
+    let (deletes, keyed) = (feed.write == WriteMode::Replace, feed.write.is_keyed());
     for (held, privilege, needed) in [
-        (facts.select, "SELECT", deletes),
+        (facts.select, "SELECT", deletes || keyed),
         (facts.insert, "INSERT", true),
-        (facts.delete, "DELETE", deletes),
+        (facts.update, "UPDATE", keyed),
+        (facts.delete, "DELETE", deletes || feed.write == WriteMode::Cdc),
     ] {
         if needed && !held {
             lacking.push(format!("{privilege} ON {table}"));
@@ -333,6 +337,7 @@ fn sqlite_table(feed: &Feed, columns: anyhow::Result<Vec<String>>) -> Vec<Findin
         exists: true,
         select: true,
         insert: true,
+        update: true,
         delete: true,
         owner: true,
         has_object_column: columns.iter().any(|column| column == "_object"),
@@ -370,7 +375,8 @@ mod tests {
             "database = \"sqlite://w.db\"\n\
              [fleet.ads]\nqueue = \"https://sqs.eu-west-1.amazonaws.com/1/ads\"\n\
              [feed.imp]\nfleet = \"ads\"\nobjects = \"s3://ads/imp/**\"\ntable = \"ads.imp\"\n\
-             write = \"{write}\"\n"
+             write = \"{write}\"\n{}",
+            if write == "upsert" { "key = [\"id\"]\n" } else { "" }
         );
         let config = weirgate_common::config::Config::parse(&text, &Default::default()).unwrap();
         config.feeds["imp"].clone()
@@ -417,6 +423,14 @@ mod tests {
                     "ALTER TABLE \"ads\".\"imp\" OWNER TO w, or set evolve = \"fixed\"".to_owned()
                 ),
             ]
+        );
+        assert_eq!(
+            judged("upsert", TableFacts { owner: true, ..foreign }),
+            [(
+                Level::Fail,
+                "GRANT SELECT ON \"ads\".\"imp\" TO w; GRANT UPDATE ON \"ads\".\"imp\" TO w"
+                    .to_owned()
+            )]
         );
         assert_eq!(
             judged("append", TableFacts { owner: true, ..foreign }),
