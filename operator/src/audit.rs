@@ -1,7 +1,7 @@
 //! `weirgate audit`: S3 against the ledger against the tables. The proof that every object's rows
 //! are in the table exactly once, or that it is dead-lettered, visibly.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::time::Duration;
 
@@ -51,7 +51,13 @@ struct TableAudit {
 enum Holds {
     Absent,
     WithoutLineage,
-    Compared { objects: u64, rows: u64, mismatches: Vec<Mismatch> },
+    Compared {
+        objects: u64,
+        rows: u64,
+        /// Rows that are missing cannot be told from rows that were written over or deleted.
+        by_key: bool,
+        mismatches: Vec<Mismatch>,
+    },
 }
 
 /// True when nothing is missing, extra or different. Feeds of other fleets are left out when one
@@ -67,9 +73,9 @@ pub(crate) async fn audit(
     let chosen =
         world.config.feeds.iter().filter(|(_, feed)| fleet.is_none_or(|f| feed.fleet == f));
     let mut feeds = Vec::new();
-    let mut tables = BTreeSet::new();
+    let mut tables = BTreeMap::new();
     for (name, feed) in chosen {
-        tables.insert(&feed.table);
+        tables.insert(&feed.table, feed.write.is_keyed());
         if feed.objects.is_messages() {
             // Nothing is left of a message to compare the ledger with.
             continue;
@@ -79,14 +85,15 @@ pub(crate) async fn audit(
         feeds.push(audit_feed(world, &ledger, name, feed, grace).await?);
     }
     let mut table_audits = Vec::new();
-    for table in tables {
+    for (table, by_key) in tables {
         screen.progress(&format!("auditing table {table}"));
-        let holds = match inventory::table_books(&ledger, table).await? {
+        let holds = match inventory::table_books(&ledger, table, by_key).await? {
             TableReading::Absent => Holds::Absent,
             TableReading::WithoutLineage => Holds::WithoutLineage,
             TableReading::Read(books) => Holds::Compared {
                 objects: books.objects,
                 rows: books.rows,
+                by_key,
                 mismatches: books.mismatches,
             },
         };
@@ -173,12 +180,17 @@ fn render(audit: &Audit, paint: Paint) -> String {
             Holds::WithoutLineage => {
                 let _ = writeln!(text, "{name} has no column _object, its rows cannot be compared");
             }
-            Holds::Compared { objects, rows, mismatches } => {
+            Holds::Compared { objects, rows, by_key, mismatches } => {
                 let _ = writeln!(
                     text,
-                    "{name} {} with {} in the ledger",
+                    "{name} {} with {} in the ledger{}",
                     plural(usize::try_from(*objects).unwrap_or(usize::MAX), "object"),
-                    plural(usize::try_from(*rows).unwrap_or(usize::MAX), "row")
+                    plural(usize::try_from(*rows).unwrap_or(usize::MAX), "row"),
+                    match by_key {
+                        true =>
+                            ", written by key: what is missing cannot be told from what was written over",
+                        false => "",
+                    }
                 );
                 let lines: Vec<String> = mismatches.iter().map(describe).collect();
                 let what = "different from the ledger";
@@ -250,9 +262,18 @@ mod tests {
             },
             Mismatch { id: 9, object: None, rows_expected: 0, rows_found: 5 },
         ];
-        let holds = Holds::Compared { objects: 1_200, rows: 240_000, mismatches };
+        let holds = Holds::Compared { objects: 1_200, rows: 240_000, by_key: false, mismatches };
         let tables = vec![
             TableAudit { table: "ads.imp".into(), holds },
+            TableAudit {
+                table: "ads.user".into(),
+                holds: Holds::Compared {
+                    objects: 1,
+                    rows: 2,
+                    by_key: true,
+                    mismatches: Vec::new(),
+                },
+            },
             TableAudit { table: "own".into(), holds: Holds::WithoutLineage },
         ];
         let audit = Audit { ok: false, feeds: vec![feed], tables };
@@ -269,6 +290,8 @@ table ads.imp: 1,200 objects with 240,000 rows in the ledger
   2 different from the ledger
     s3://b/3.avro (_object 7): 200 expected, 400 found
     _object 9: 5 of no committed object
+table ads.user: 1 object with 2 rows in the ledger, written by key: what is missing cannot be told \
+from what was written over
 table own: has no column _object, its rows cannot be compared
 something is wrong: see above
 "

@@ -124,7 +124,12 @@ pub(crate) enum TableReading {
     Read(TableBooks),
 }
 
-pub(crate) async fn table_books(ledger: &Ledger, table: &TableName) -> Result<TableReading> {
+/// `by_key`: rows take the place of others, so an object may have fewer left than it brought.
+pub(crate) async fn table_books(
+    ledger: &Ledger,
+    table: &TableName,
+    by_key: bool,
+) -> Result<TableReading> {
     let columns = columns(ledger, table).await?;
     if !columns.is_empty() && !columns.iter().any(|column| column == "_object") {
         return Ok(TableReading::WithoutLineage);
@@ -138,13 +143,14 @@ pub(crate) async fn table_books(ledger: &Ledger, table: &TableName) -> Result<Ta
         ),
     };
     let failed = || format!("comparing table {table} with the ledger failed");
+    let differs = if by_key { ">" } else { "<>" };
     // One statement sees one moment, whatever importers commit meanwhile.
     let compared = format!(
         "SELECT coalesce(l.id, t.object), l.bucket, l.key, coalesce(l.rows, 0), coalesce(t.n, 0)
          FROM (SELECT id, bucket, key, rows FROM weirgate.object
                WHERE table_name = $1 AND state = 'committed') AS l
               FULL JOIN ({counted}) AS t ON t.object = l.id
-         WHERE l.id IS NULL OR coalesce(t.n, 0) <> l.rows
+         WHERE l.id IS NULL OR coalesce(t.n, 0) {differs} l.rows
          ORDER BY 1 LIMIT {MISMATCHES_MAX}"
     );
     let compared = ledger.sql(&compared);
@@ -246,10 +252,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let ledger = ledger(&folder).await;
         let table = TableName::parse("ads.imp").unwrap();
-        assert!(matches!(table_books(&ledger, &table).await.unwrap(), TableReading::Absent));
+        assert!(matches!(table_books(&ledger, &table, false).await.unwrap(), TableReading::Absent));
 
         run(&ledger, &committed(1, "a", "committed", 2)).await;
-        match table_books(&ledger, &table).await.unwrap() {
+        match table_books(&ledger, &table, false).await.unwrap() {
             TableReading::Read(books) => assert_eq!(books.mismatches.len(), 1, "{books:?}"),
             other => panic!("{other:?}"),
         }
@@ -260,7 +266,7 @@ mod tests {
         run(&ledger, &committed(4, "d", "committed", 0)).await;
         run(&ledger, "INSERT INTO ads_imp VALUES (1, 1), (2, 1), (3, NULL)").await;
         run(&ledger, "INSERT INTO ads_imp VALUES (1, 2), (2, 2), (1, 3), (9, 99)").await;
-        let TableReading::Read(books) = table_books(&ledger, &table).await.unwrap() else {
+        let TableReading::Read(books) = table_books(&ledger, &table, false).await.unwrap() else {
             panic!("the table has lineage")
         };
         assert_eq!((books.objects, books.rows), (3, 3));
@@ -271,9 +277,17 @@ mod tests {
             .collect();
         assert_eq!(found, [(2, Some("s3://b/b"), 1, 2), (3, None, 0, 1), (99, None, 0, 1)]);
 
+        // By key, a row fewer is no mismatch; one more, or a stranger's, is.
+        run(&ledger, "DELETE FROM ads_imp WHERE x = 2 AND _object = 1").await;
+        let TableReading::Read(books) = table_books(&ledger, &table, true).await.unwrap() else {
+            panic!("the table has lineage")
+        };
+        let found: Vec<_> = books.mismatches.iter().map(|m| (m.id, m.rows_found)).collect();
+        assert_eq!(found, [(2, 2), (3, 1), (99, 1)]);
+
         run(&ledger, "CREATE TABLE plain (x integer)").await;
         let plain = TableName::parse("plain").unwrap();
-        let reading = table_books(&ledger, &plain).await.unwrap();
+        let reading = table_books(&ledger, &plain, false).await.unwrap();
         assert!(matches!(reading, TableReading::WithoutLineage));
     }
 
