@@ -1,6 +1,7 @@
 //! Importer processes on the real local system: what arrives in the database, whatever happens.
 
 mod evolution;
+mod keyed;
 mod records;
 mod types;
 
@@ -9,6 +10,7 @@ use std::time::Duration;
 use anyhow::Result;
 use apache_avro::{Bzip2Settings, Codec, DeflateSettings, XzSettings, ZstandardSettings};
 use evolution::{ddl_told, schemas, versions_at_once};
+use keyed::upsert;
 use records::records;
 use rustix::process::Signal;
 use sqlx::{Connection as _, PgConnection};
@@ -59,6 +61,7 @@ on_both!(
     records,
     versions_at_once,
     ddl_told,
+    upsert,
     types,
 );
 
