@@ -32,7 +32,9 @@ pub(super) async fn upsert(name: &str, database: DatabaseKind) -> Result<()> {
 
     let (code, text) = system.weirgate(&["audit", "--grace", "0s"]).await?;
     assert!(code == 0 && text.contains("written by key"), "{text}");
-    system.number("UPDATE impressions SET _object = 999 WHERE id = 'a-9' RETURNING 1").await?;
+    system
+        .number("UPDATE impressions SET _object = 999 WHERE id = 'a-9' RETURNING _object")
+        .await?;
     let (code, text) = system.weirgate(&["audit", "--grace", "0s"]).await?;
     assert!(code == 1 && text.contains("_object 999: 1 of no committed object"), "{text}");
 
