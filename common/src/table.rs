@@ -337,7 +337,7 @@ mod tests {
         let mut existing = key(ID);
         existing
             .push(Column { name: VERSION_COLUMN.to_owned(), ..table(WIDER).columns[1].clone() });
-        existing[0].nullable = true;
+        existing.iter_mut().for_each(|column| column.nullable = true);
         assert_eq!(
             deleted_ddl(Dialect::Postgres, &feed, &existing, &key(WIDER)),
             Ok(vec![
