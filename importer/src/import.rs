@@ -8,17 +8,17 @@ use weirgate_common::config::{Feed, OnMissingObject};
 
 use crate::event::ObjectCreated;
 use crate::failure::Failure;
-use crate::object::{Object, ObjectError, Objects, display_name};
+use crate::object::{Object, ObjectError, Objects, Store, display_name};
 use crate::rows::Opened;
 use crate::schemas::Schemas;
-use crate::sink::{Job, Outcome, Refusal, Sink, object_busy};
+use crate::sink::{Destination, Job, Outcome, Refusal, Sink, object_busy};
 
 /// What every import of this process shares.
 #[derive(Clone)]
-pub struct Importer {
-    pub objects: Objects,
+pub struct Importer<S = Objects, D = Sink> {
+    pub objects: S,
     pub schemas: Arc<Schemas>,
-    pub sink: Sink,
+    pub sink: D,
     pub worker: String,
 }
 
@@ -48,7 +48,7 @@ pub struct Request {
 /// Objects of one import that are read at the same time: the store takes its time to answer.
 const READ_AT_ONCE: usize = 16;
 
-impl Importer {
+impl<S: Store, D: Destination> Importer<S, D> {
     /// Imports objects of one feed in one transaction; what concerns one of them keeps it out.
     pub async fn import(
         &self,

@@ -30,7 +30,7 @@ pub mod sink;
 pub mod import;
 
 mod intake;
-mod sqs;
+pub mod sqs;
 pub mod worker;
 
 pub mod cli;

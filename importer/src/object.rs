@@ -12,7 +12,20 @@ use weirgate_common::fault::{self, Dependency, Fault};
 use crate::event::ObjectCreated;
 use crate::failure::Failure;
 
-/// The object store, read-only.
+/// Where objects are read. `Objects` is the real one; tests have another.
+pub trait Store: Clone + Send + Sync + 'static {
+    /// Opens exactly the version that the event saw: [`ObjectError::Superseded`] once it was
+    /// overwritten in a bucket without versions, [`ObjectError::Missing`] once it is gone.
+    fn open(
+        &self,
+        object: &ObjectCreated,
+    ) -> impl Future<Output = Result<Object, ObjectError>> + Send;
+
+    /// Whether the store answers at all; what it answers does not matter.
+    fn answers(&self, bucket: &str) -> impl Future<Output = bool> + Send;
+}
+
+/// S3, read-only.
 #[derive(Clone, Debug)]
 pub struct Objects {
     client: Client,
@@ -98,7 +111,16 @@ impl Objects {
         Objects { client, bytes_max }
     }
 
-    pub async fn open(&self, object: &ObjectCreated) -> Result<Object, ObjectError> {
+    fn check_size(&self, name: &str, bytes: u64) -> Result<(), ObjectError> {
+        if bytes <= self.bytes_max {
+            return Ok(());
+        }
+        Err(ObjectError::TooLarge { object: name.to_owned(), bytes, max: self.bytes_max })
+    }
+}
+
+impl Store for Objects {
+    async fn open(&self, object: &ObjectCreated) -> Result<Object, ObjectError> {
         let name = display_name(object);
         self.check_size(&name, object.size.unwrap_or(0))?;
         let request = self.client.get_object().bucket(&object.bucket).key(&object.key);
@@ -109,30 +131,27 @@ impl Objects {
         let answer = request.send().await.map_err(|error| classify(&name, &error))?;
         let size = answer.content_length.and_then(|n| u64::try_from(n).ok()).unwrap_or(0);
         self.check_size(&name, size)?;
-        Ok(Object { name, size, read: 0, body: answer.body })
+        Ok(Object::new(name, size, answer.body))
     }
 
-    /// Whether the store answers at all; what it answers does not matter.
-    pub async fn probe(&self, bucket: &str) -> bool {
+    async fn answers(&self, bucket: &str) -> bool {
         match self.client.head_bucket().bucket(bucket).send().await {
             Ok(_) => true,
             Err(SdkError::ServiceError(error)) => error.raw().status().as_u16() < 500,
             Err(_) => false,
         }
     }
-
-    fn check_size(&self, name: &str, bytes: u64) -> Result<(), ObjectError> {
-        if bytes <= self.bytes_max {
-            return Ok(());
-        }
-        Err(ObjectError::TooLarge { object: name.to_owned(), bytes, max: self.bytes_max })
-    }
 }
 
 impl Object {
+    /// One of the size that the store announced.
+    pub fn new(name: String, size: u64, body: ByteStream) -> Self {
+        Object { name, size, read: 0, body }
+    }
+
     /// One that came whole.
     pub fn in_memory(name: String, content: Bytes) -> Self {
-        Object { name, size: content.len() as u64, read: 0, body: ByteStream::from(content) }
+        Object::new(name, content.len() as u64, ByteStream::from(content))
     }
 
     /// The next bytes, `None` at the end. An end before the announced size is an error.

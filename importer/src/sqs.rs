@@ -3,14 +3,70 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use weirgate_common::queue::{Queue, QueueError};
+use weirgate_common::queue::{EntryResults, Message, Queue, QueueError};
 
 use crate::protocol::{DeliveryId, Extension, Input};
+
+/// A queue of messages, with what SQS promises and no more. `Queue` is the real one; tests have
+/// another.
+pub trait Mailbox: Clone + Send + Sync + 'static {
+    /// Waits for the first message. Never cancelled: what it would have returned is hidden until
+    /// `lease` has passed.
+    fn receive(
+        &self,
+        count_max: usize,
+        wait: Duration,
+        lease: Duration,
+    ) -> impl Future<Output = Result<Vec<Message>, QueueError>> + Send;
+
+    /// With a stale receipt it may succeed and delete nothing.
+    fn delete(&self, receipts: &[String]) -> impl Future<Output = EntryResults> + Send;
+
+    fn change_visibility(
+        &self,
+        receipts: &[(String, Duration)],
+    ) -> impl Future<Output = EntryResults> + Send;
+
+    fn send(
+        &self,
+        messages: &[(String, BTreeMap<String, String>)],
+    ) -> impl Future<Output = EntryResults> + Send;
+
+    /// Whether the queue answers at all.
+    fn answers(&self) -> impl Future<Output = bool> + Send;
+}
+
+impl Mailbox for Queue {
+    async fn receive(
+        &self,
+        count_max: usize,
+        wait: Duration,
+        lease: Duration,
+    ) -> Result<Vec<Message>, QueueError> {
+        Queue::receive(self, count_max, wait, lease).await
+    }
+
+    async fn delete(&self, receipts: &[String]) -> EntryResults {
+        Queue::delete(self, receipts).await
+    }
+
+    async fn change_visibility(&self, receipts: &[(String, Duration)]) -> EntryResults {
+        Queue::change_visibility(self, receipts).await
+    }
+
+    async fn send(&self, messages: &[(String, BTreeMap<String, String>)]) -> EntryResults {
+        Queue::send(self, messages).await
+    }
+
+    async fn answers(&self) -> bool {
+        self.depth().await.is_ok()
+    }
+}
 
 /// A delivery and the receipt that SQS knows it by.
 pub(crate) type Receipt = (DeliveryId, String);
 
-pub(crate) async fn delete(queue: &Queue, batch: Vec<Receipt>) -> Input {
+pub(crate) async fn delete(queue: &impl Mailbox, batch: Vec<Receipt>) -> Input {
     let (ids, receipts): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
     let results = queue.delete(&receipts).await;
     let told = ids.into_iter().zip(results).map(|(id, result)| {
@@ -23,7 +79,7 @@ pub(crate) async fn delete(queue: &Queue, batch: Vec<Receipt>) -> Input {
     Input::Deleted(told.collect())
 }
 
-pub(crate) async fn extend(queue: &Queue, batch: Vec<(Receipt, Duration)>) -> Input {
+pub(crate) async fn extend(queue: &impl Mailbox, batch: Vec<(Receipt, Duration)>) -> Input {
     let (receipts, leases): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
     let (ids, receipts): (Vec<_>, Vec<_>) = receipts.into_iter().unzip();
     let entries: Vec<_> = receipts.into_iter().zip(leases).collect();
@@ -42,7 +98,7 @@ pub(crate) async fn extend(queue: &Queue, batch: Vec<(Receipt, Duration)>) -> In
     Input::Extended(told.collect())
 }
 
-pub(crate) async fn release(queue: &Queue, batch: Vec<(Receipt, Duration)>) -> Input {
+pub(crate) async fn release(queue: &impl Mailbox, batch: Vec<(Receipt, Duration)>) -> Input {
     let ids = batch.iter().map(|((id, _), _)| *id).collect();
     let entries: Vec<_> = batch.into_iter().map(|((_, receipt), delay)| (receipt, delay)).collect();
     for error in queue.change_visibility(&entries).await.into_iter().filter_map(Result::err) {
@@ -53,7 +109,7 @@ pub(crate) async fn release(queue: &Queue, batch: Vec<(Receipt, Duration)>) -> I
 
 /// Sends the original body with its reason; true once SQS has it.
 pub(crate) async fn dead_letter(
-    queue: &Queue,
+    queue: &impl Mailbox,
     body: String,
     attributes: BTreeMap<String, String>,
 ) -> bool {

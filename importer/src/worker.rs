@@ -10,7 +10,7 @@ use weirgate_common::clock::{self, Timestamp};
 use weirgate_common::config::Config;
 use weirgate_common::fault::{self, Dependency, Fault};
 use weirgate_common::ledger::{
-    Failure as FailureRecord, Ledger, Resolution, WorkerReport, WorkerState,
+    Failure as FailureRecord, Ledger, LedgerError, Resolution, WorkerReport, WorkerState,
 };
 use weirgate_common::queue::{LEASE_TOTAL_MAX, Message, Queue, QueueError};
 use weirgate_common::telemetry::Health;
@@ -18,11 +18,12 @@ use weirgate_common::telemetry::Health;
 use crate::failure::Failure;
 use crate::import::{Importer, Request, Settled};
 use crate::intake::{Held, Work, take_in};
+use crate::object::{Objects, Store};
 use crate::protocol::{
     DeliveryId, Effect, Grouping, ImportId, Input, Limits, Outcome, Protocol, TaskId,
 };
-use crate::sink::Refusal;
-use crate::sqs::{self, Receipt};
+use crate::sink::{Destination, Refusal, Sink};
+use crate::sqs::{self, Mailbox, Receipt};
 
 /// How often the worker tells the ledger what it does. The scaler shrinks nothing on reports
 /// older than a few of these.
@@ -31,16 +32,64 @@ const REPORT_PERIOD: Duration = Duration::from_secs(2);
 /// Weight of one import in the average service time: the last dozen count.
 const SERVICE_WEIGHT: f64 = 0.15;
 
+/// What a worker works on: the real thing, or what tests put in its place.
+pub trait World: Send + 'static {
+    type Queue: Mailbox;
+    type Objects: Store;
+    type Sink: Destination;
+    type Ledger: Journal;
+}
+
+/// SQS, S3 and a database.
+pub struct Real;
+
+impl World for Real {
+    type Queue = Queue;
+    type Objects = Objects;
+    type Sink = Sink;
+    type Ledger = Ledger;
+}
+
+/// Where a worker says how it is, and what went wrong.
+pub trait Journal: Clone + Send + Sync + 'static {
+    fn report_worker(
+        &self,
+        report: &WorkerReport,
+    ) -> impl Future<Output = Result<(), LedgerError>> + Send;
+
+    fn record_failure(
+        &self,
+        failure: &FailureRecord,
+    ) -> impl Future<Output = Result<(), LedgerError>> + Send;
+
+    /// Whether the database answers at all.
+    fn answers(&self) -> impl Future<Output = bool> + Send;
+}
+
+impl Journal for Ledger {
+    async fn report_worker(&self, report: &WorkerReport) -> Result<(), LedgerError> {
+        Ledger::report_worker(self, report).await
+    }
+
+    async fn record_failure(&self, failure: &FailureRecord) -> Result<(), LedgerError> {
+        Ledger::record_failure(self, failure).await
+    }
+
+    async fn answers(&self) -> bool {
+        self.ping().await.is_ok()
+    }
+}
+
 /// Everything a worker needs, connected and checked.
-pub struct Worker {
+pub struct Worker<W: World = Real> {
     pub config: Arc<Config>,
     pub fleet: String,
-    pub queue: Queue,
-    pub dead_letters: Queue,
+    pub queue: W::Queue,
+    pub dead_letters: W::Queue,
     /// The queue's `maxReceiveCount`.
     pub receives_max: u32,
-    pub ledger: Ledger,
-    pub importer: Importer,
+    pub ledger: W::Ledger,
+    pub importer: Importer<W::Objects, W::Sink>,
     pub grouping: Grouping,
     pub health: Health,
 }
@@ -53,8 +102,8 @@ enum Happened {
     Reported,
 }
 
-struct Run {
-    worker: Worker,
+struct Run<W: World> {
+    worker: Worker<W>,
     protocol: Protocol,
     held: BTreeMap<DeliveryId, Held>,
     next_delivery: u64,
@@ -71,7 +120,7 @@ struct Run {
     draining: bool,
 }
 
-impl Worker {
+impl<W: World> Worker<W> {
     /// Works until `shutdown` resolves and the drain is complete.
     pub async fn run(self, shutdown: impl Future<Output = ()>) {
         let settings = &self.config.importer;
@@ -133,7 +182,7 @@ impl Worker {
     }
 }
 
-impl Run {
+impl<W: World> Run<W> {
     fn take(&mut self, happened: Happened) -> Input {
         match happened {
             Happened::Input(input) => {
@@ -311,9 +360,9 @@ impl Run {
         let bucket = bucket.map(|feed| feed.objects.bucket().to_owned()).unwrap_or_default();
         self.spawn(async move {
             let back = match dependency {
-                Dependency::Database => ledger.ping().await.is_ok(),
-                Dependency::ObjectStore => objects.probe(&bucket).await,
-                Dependency::Queue => queue.depth().await.is_ok(),
+                Dependency::Database => ledger.answers().await,
+                Dependency::ObjectStore => objects.answers(&bucket).await,
+                Dependency::Queue => queue.answers().await,
             };
             match back {
                 true => tracing::info!(%dependency, "back"),

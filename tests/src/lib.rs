@@ -3,12 +3,14 @@
 //!
 //! ```text
 //! avro     objects to upload, with rows that can be recognised
+//! fake     SQS, S3 and the database in memory
 //! system   a fleet: uploads, processes, database, queues
 //!   └─▶ chaos    all of it while everything goes wrong
 //!   └─▶ outage   all of it while the database is away
 //! ```
 
 pub mod avro;
+pub mod fake;
 pub mod system;
 
 pub mod chaos;

@@ -12,7 +12,7 @@ use weirgate_common::fault::{Dependency, Fault};
 use weirgate_common::queue::{Queue, QueueError};
 use weirgate_importer::event::ObjectCreated;
 use weirgate_importer::failure::Failure;
-use weirgate_importer::object::Objects;
+use weirgate_importer::object::{Objects, Store as _};
 use weirgate_local::fleet::{Clients, Endpoints};
 
 const AWAY: Fault = Fault::Outage(Dependency::ObjectStore);

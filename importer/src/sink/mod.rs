@@ -72,7 +72,24 @@ pub enum Refusal {
     Outsized,
 }
 
-/// Where rows go.
+/// Where rows go. `Sink` is the real one; tests have another.
+pub trait Destination: Clone + Send + Sync + 'static {
+    /// Which objects are settled already, without reading them: a redelivery must find its ledger
+    /// row even when the object is gone. The transaction decides again, under a lock.
+    fn settled(
+        &self,
+        jobs: &[Job<'_>],
+    ) -> impl Future<Output = Result<Vec<Option<Outcome>>, Failure>> + Send;
+
+    /// Imports opened objects of one feed in one transaction: table, rows, ledger rows, commit.
+    /// Several must have been read whole; no two may be of the same key.
+    fn import(
+        &self,
+        objects: Vec<(Job<'_>, Opened)>,
+    ) -> impl Future<Output = Vec<Result<Outcome, Refusal>>> + Send;
+}
+
+/// The databases.
 #[derive(Clone)]
 pub enum Sink {
     Postgres(Postgres),
@@ -86,10 +103,10 @@ impl Sink {
             Ledger::Sqlite(pool) => Sink::Sqlite(Sqlite::new(pool.clone())),
         }
     }
+}
 
-    /// Which objects are settled already, without reading them: a redelivery must find its ledger
-    /// row even when the object is gone. The transaction decides again, under a lock.
-    pub async fn settled(&self, jobs: &[Job<'_>]) -> Result<Vec<Option<Outcome>>, Failure> {
+impl Destination for Sink {
+    async fn settled(&self, jobs: &[Job<'_>]) -> Result<Vec<Option<Outcome>>, Failure> {
         let ledger = match self {
             Sink::Postgres(sink) => sink.ledger_rows(jobs).await?,
             Sink::Sqlite(sink) => sink.ledger_rows(jobs).await?,
@@ -104,9 +121,7 @@ impl Sink {
         Ok(jobs.iter().zip(ledger).map(settled).collect())
     }
 
-    /// Imports opened objects of one feed in one transaction: table, rows, ledger rows, commit.
-    /// Several must have been read whole; no two may be of the same key.
-    pub async fn import(&self, objects: Vec<(Job<'_>, Opened)>) -> Vec<Result<Outcome, Refusal>> {
+    async fn import(&self, objects: Vec<(Job<'_>, Opened)>) -> Vec<Result<Outcome, Refusal>> {
         match self {
             Sink::Postgres(sink) => import(sink, objects).await,
             Sink::Sqlite(sink) => import(sink, objects).await,

@@ -1,5 +1,7 @@
 //! What every program relies on, asked of the real things: the ledger on both databases, the
-//! queue on LocalStack.
+//! queue on LocalStack. What the worker relies on is asked of its stand-ins as well.
+
+mod ports;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -7,7 +9,6 @@ use std::time::Duration;
 use anyhow::Result;
 use weirgate_common::clock::{self, Timestamp};
 use weirgate_common::config::Database;
-use weirgate_common::dead_letter::Reason;
 use weirgate_common::fault::{Dependency, Fault};
 use weirgate_common::ledger::{
     Failure, Ledger, LedgerError, PlanRecord, Resolution, WorkerReport, WorkerState,
@@ -164,62 +165,13 @@ async fn refuses_a_newer_ledger(ledger: &Ledger, system: &System) -> Result<()> 
 fn the_queue() -> Result<()> {
     run(async {
         let system = system("queue", DatabaseKind::Sqlite).await?;
-        let (queue, lease) = (system.queue(), Duration::from_secs(60));
+        let queue = system.queue();
         let settings = queue.settings().await?;
         assert_eq!(settings.redrive.expect("the template sets it").receives_max, 5);
         let dead_letters = queue.dead_letter_queue().await?;
         assert_eq!(dead_letters.url(), system.fleet.data_plane.dead_letter_queue_url);
 
-        // More than a batch, with attributes that come back as they were.
-        let reason = Reason {
-            code: "corrupt_object".to_owned(),
-            detail: "line one\nline two: é".to_owned(),
-            feed: Some("impressions".to_owned()),
-            object: None,
-            message_id: "8f1e".to_owned(),
-            attempts: 3,
-            first_failed_at: clock::now(),
-            replays: 0,
-        };
-        let messages: Vec<_> =
-            (0..23).map(|n| (format!("body {n}"), reason.to_attributes())).collect();
-        for sent in dead_letters.send(&messages).await {
-            sent?;
-        }
-        let mut received = Vec::new();
-        while received.len() < 23 {
-            received.extend(dead_letters.receive(10, Duration::from_secs(1), lease).await?);
-        }
-        assert!(
-            received.iter().all(|m| Reason::from_attributes(&m.attributes) == Some(reason.clone()))
-        );
-        assert!(received.iter().all(|m| m.receive_count == 1));
-        let depth = dead_letters.depth().await?;
-        assert_eq!((depth.visible, depth.in_flight), (0, 23));
-
-        // Released ones come back, with a newer receipt that makes the old one stale.
-        let release: Vec<_> =
-            received.iter().take(2).map(|m| (m.receipt.clone(), Duration::ZERO)).collect();
-        for released in dead_letters.change_visibility(&release).await {
-            released?;
-        }
-        let mut again = Vec::new();
-        while again.len() < 2 {
-            again.extend(dead_letters.receive(10, Duration::from_secs(1), lease).await?);
-        }
-        assert!(again.iter().all(|m| m.receive_count == 2));
-
-        // One result per entry, in order, also when one of them is refused.
-        let mut receipts: Vec<String> = received[2..].iter().map(|m| m.receipt.clone()).collect();
-        receipts[4] = "nonsense".to_owned();
-        let results = dead_letters.delete(&receipts).await;
-        assert_eq!(results.len(), 21);
-        let refused: Vec<usize> =
-            results.iter().enumerate().filter(|(_, r)| r.is_err()).map(|(i, _)| i).collect();
-        assert_eq!(refused, [4]);
-        let error = results[4].as_ref().expect_err("refused");
-        assert!(error.is_stale_receipt(), "{error}");
-        assert_eq!(error.fault(), Fault::Permanent);
+        ports::queue(&dead_letters).await?;
         Ok(())
     })
 }
