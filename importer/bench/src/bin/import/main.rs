@@ -1,7 +1,7 @@
 //! Whole imports against what the database can take in, in the same run:
-//! `cargo run --release --bin import [postgres] [sqlite] [memory] [python] [ROUNDS]`, all but
-//! `python` by default. `python` needs PYTHON to name an interpreter with the packages that
-//! `peers.py` imports.
+//! `cargo run --release --bin import [postgres] [sqlite] [memory] [small] [ledger] [python] [ROUNDS]`,
+//! all but the last two by default. `ledger` fills a ledger of ten million objects first. `python`
+//! needs PYTHON to name an interpreter with the packages that `peers.py` imports.
 //!
 //! Objects come from a stub of S3 in a process of its own, rows go to a real PostgreSQL over TCP with
 //! fsync on, or to a SQLite file. Rounds are interleaved, ratios are medians over rounds.
@@ -9,6 +9,7 @@
 mod memory;
 mod postgres;
 mod python;
+mod small;
 mod sqlite;
 mod stub;
 mod system;
@@ -28,7 +29,7 @@ fn main() -> ExitCode {
     }
     let rounds = arguments.iter().find_map(|argument| argument.parse().ok()).unwrap_or(5);
     let named = |name: &str| arguments.iter().any(|argument| argument == name);
-    let all = !["postgres", "sqlite", "memory", "python"].into_iter().any(named);
+    let all = !["postgres", "sqlite", "memory", "small", "ledger", "python"].into_iter().any(named);
     let runtime = tokio::runtime::Runtime::new().expect("a runtime starts");
     let ran: anyhow::Result<()> = runtime.block_on(async {
         let system = System::start().await?;
@@ -37,6 +38,12 @@ fn main() -> ExitCode {
         }
         if all || named("sqlite") {
             sqlite::run(&system, rounds).await?;
+        }
+        if all || named("small") {
+            small::run(&system, rounds).await?;
+        }
+        if named("ledger") {
+            small::ledger(&system, rounds).await?;
         }
         if named("python") {
             python::run(&system, rounds).await?;

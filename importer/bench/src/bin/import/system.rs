@@ -12,7 +12,7 @@ use weirgate_common::clock;
 use weirgate_common::config::{Config, Feed};
 use weirgate_common::ledger::Ledger;
 use weirgate_importer::event::ObjectCreated;
-use weirgate_importer::import::{Importer, Settled};
+use weirgate_importer::import::{Importer, Request, Settled};
 use weirgate_importer::object::Objects;
 use weirgate_importer::schemas::Schemas;
 use weirgate_importer::sink::Sink;
@@ -139,8 +139,9 @@ impl Bench {
             at: None,
             content: None,
         };
-        let settled = self.importer.import("impressions", &self.feed, &object, clock::now()).await;
-        match settled.map_err(|failure| anyhow::anyhow!("{failure:?}"))? {
+        let request = Request { object, received_at: clock::now() };
+        let settled = self.importer.import("impressions", &self.feed, &[request]).await.remove(0);
+        match settled.map_err(|refusal| anyhow::anyhow!("{refusal:?}"))? {
             Settled::Committed { rows, .. } => Ok(rows),
             other => anyhow::bail!("a new object is committed, not {other:?}"),
         }
