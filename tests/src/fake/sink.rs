@@ -110,7 +110,7 @@ impl FakeSink {
                     let (etag, sequencer) = (object.etag.clone(), object.sequencer.clone());
                     *next += 1;
                     let (id, state) = (*next, RowState::Committed);
-                    ledger.push(LedgerRow { id, etag, sequencer, state });
+                    ledger.push(LedgerRow { id, etag, sequencer, state, event_at: object.at });
                     table.retain(|id, _| !replaces.contains(id));
                     table.insert(id, *rows);
                     Outcome::Committed { rows: *rows, rejected: 0, replaced: replaces.len() }
