@@ -21,7 +21,7 @@ use weirgate_importer::event::ObjectCreated;
 use weirgate_importer::failure::Failure;
 use weirgate_importer::object::Object;
 use weirgate_importer::rows::Opened;
-use weirgate_importer::sink::{Job, Outcome, Refusal, Sink};
+use weirgate_importer::sink::{Destination as _, Job, Outcome, Refusal, Sink};
 use weirgate_local::fleet::Tuning;
 use weirgate_tests::{DatabaseKind, System};
 
