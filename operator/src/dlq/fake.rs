@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use weirgate_common::clock::monotonic;
-use weirgate_common::dead_letter::{REASON, REPLAYS};
+use weirgate_common::dead_letter::{MESSAGE, REASON, REPLAYS};
 use weirgate_common::queue::{BATCH_MAX, EntryResults, Message, QueueError};
 
 use super::hold::{Held, LEASE, Stop};
@@ -215,7 +215,7 @@ async fn a_replay_moves_what_was_chosen_and_counts_it() {
     assert_eq!(destination.bodies().len(), 12);
     assert_eq!((queue.bodies().len(), queue.visible()), (13, 13));
     let arrived = destination.receive(Duration::ZERO, LEASE).await.unwrap();
-    let expected = [("traceparent", "00-1"), (REPLAYS, "1")];
+    let expected = [("traceparent", "00-1"), (MESSAGE, "m-000"), (REPLAYS, "1")];
     assert_eq!(arrived[0].attributes, expected.map(|(k, v)| (k.into(), v.into())).into());
 }
 

@@ -293,7 +293,8 @@ pub(super) mod tests {
     #[test]
     fn a_replay_keeps_foreign_attributes_and_counts_itself() {
         let attributes = corrupt("m", "s3://ads/imp/1.avro", "x").attributes_for_replay();
-        let expected = [("traceparent", "00-1"), (dead_letter::REPLAYS, "2")];
+        let expected =
+            [("traceparent", "00-1"), (dead_letter::MESSAGE, "m"), (dead_letter::REPLAYS, "2")];
         assert_eq!(attributes, expected.map(|(k, v)| (k.into(), v.into())).into());
     }
 }
