@@ -387,8 +387,10 @@ async fn keepers(
     let holder = holder();
     let keeper = |name: &String| {
         let fleet = config.fleets.get(name)?;
+        let feeds = config.feeds.iter().filter(|(_, feed)| feed.fleet == *name);
         Some(Keeper {
             fleet: name.clone(),
+            feeds: feeds.map(|(feed, _)| feed.clone()).collect(),
             objective: objective(config, fleet),
             gauge: Queue::new(aws::sqs(&sdk), &fleet.queue),
             group: AutoScalingGroup::new(

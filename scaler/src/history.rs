@@ -4,9 +4,11 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use weirgate_common::clock::Timestamp;
+use weirgate_common::ledger::WorkerState;
 
 use crate::group::{GroupState, InstanceId, Life};
-use crate::observe::Observation;
+use crate::observe::{FAILURES_SPAN, Observation};
+use crate::saturation::{Growth, Saturation};
 
 /// Boot time until one has been seen: a small machine image with one container.
 const BOOT_ASSUMED: Duration = Duration::from_secs(60);
@@ -24,7 +26,7 @@ const SERVICE_MEMORY: Duration = Duration::from_secs(600);
 
 /// Arrivals are counted over this long. Counters lag by up to a minute, so shorter windows
 /// measure the lag.
-const FLOW_WINDOW: Duration = Duration::from_secs(300);
+const FLOW_WINDOW: Duration = FAILURES_SPAN;
 
 /// A rate from a shorter span is noise, and takes a single burst for a flow.
 const MIN_FLOW_SPAN: Duration = Duration::from_secs(120);
@@ -68,6 +70,7 @@ pub struct History {
     arriving: BTreeMap<InstanceId, Timestamp>,
     /// Instances of the last known group state.
     seen: Option<Vec<InstanceId>>,
+    saturation: Saturation,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -174,6 +177,19 @@ impl History {
         Some(((settled + gained) / span.as_secs_f64()).max(0.0))
     }
 
+    /// How far the fleet may grow before it is known to help.
+    pub fn growth(&self, now: Timestamp) -> Growth {
+        self.saturation.growth(now)
+    }
+
+    /// Messages settled over the same span as dead letters are counted.
+    pub fn settled_lately(&self) -> u64 {
+        match (self.flow.front(), self.flow.back()) {
+            (Some(first), Some(last)) => last.settled - first.settled,
+            _ => 0,
+        }
+    }
+
     /// Remembers what the rules wanted, so that a later plan knows for how long they have. Not
     /// knowing what they would want breaks the run: what is spare must be proven anew.
     pub fn note_wanted(&mut self, at: Timestamp, instances: Option<u32>) {
@@ -238,6 +254,13 @@ impl History {
         self.done = fresh.iter().map(|(id, report)| (id.clone(), report.done)).collect();
         self.settled += settled;
         self.held = busy;
+        let taking = || fresh.values().filter(|report| report.state == WorkerState::Running);
+        self.saturation.learn(
+            at,
+            taking().map(|report| report.slots).sum(),
+            taking().map(|report| report.busy.min(report.slots)).sum(),
+            self.settled,
+        );
         let kept = (-passed.as_secs_f64() / SERVICE_MEMORY.as_secs_f64()).exp();
         // An idle fleet forgets nothing: no work is no news of how long work takes.
         if busy > 0 || settled > 0 {

@@ -4,6 +4,7 @@
 //! ```text
 //! group     the Auto Scaling group: its state, and the two ways to change its size
 //!   └─▶ observe     queue, group and workers at one moment; what fails is unknown, not zero
+//!         └─▶ saturation  whether more workers have settled more
 //!         └─▶ history     what past observations say that the latest does not
 //!         └─▶ report      the account of a decision
 //!               └─▶ policy      plan(objective, history, observation, now): the decision, pure
@@ -13,13 +14,15 @@
 //!                     └─▶ simulate    the same plan, and others' rules, in a simulated world
 //! ```
 //!
-//! A file uses only files above it. `history`, `report` and `policy` neither know the time nor ask
+//! A file uses only files above it. `saturation`, `history`, `report` and `policy` neither know the time nor ask
 //! the network; the same `plan` decides in the service, the simulator and the tests. The law and
 //! its figures: `docs/scaling.md`.
 
 pub mod group;
 
 pub mod observe;
+
+pub mod saturation;
 
 pub mod history;
 

@@ -5,7 +5,7 @@ use std::future::Future;
 use std::time::Duration;
 
 use weirgate_common::clock::{self, Timestamp};
-use weirgate_common::ledger::{Ledger, WorkerReport, WorkerState};
+use weirgate_common::ledger::{Ledger, LedgerError, WorkerReport, WorkerState};
 use weirgate_common::queue::{Depth, Queue, QueueError};
 
 use crate::group::{Group, GroupState, InstanceId};
@@ -16,6 +16,9 @@ pub const ANSWER_MAX: Duration = Duration::from_secs(10);
 
 /// A worker report older than this says nothing about the present.
 pub const REPORT_AGE_MAX: Duration = Duration::from_secs(30);
+
+/// Dead letters are counted over this long.
+pub const FAILURES_SPAN: Duration = Duration::from_secs(300);
 
 /// The port to a queue's counters.
 pub trait Gauge: Send + Sync {
@@ -35,6 +38,8 @@ pub struct Observation {
     pub depth: Reading<Depth>,
     pub group: Reading<GroupState>,
     pub workers: Reading<Vec<WorkerReport>>,
+    /// Messages dead-lettered in the last [`FAILURES_SPAN`].
+    pub dead_letters: Reading<u64>,
 }
 
 /// What one source said, or why it said nothing.
@@ -73,20 +78,35 @@ impl Observation {
     }
 }
 
-/// Asks all sources at once. `at` is the time the questions were put: answers can only be newer.
+/// Asks all sources at once. `feeds` are those of the fleet. `at` is the time the questions were put: answers can only be newer.
 pub async fn observe(
     fleet: &str,
+    feeds: &[String],
     gauge: &impl Gauge,
     group: &impl Group,
     ledger: &Ledger,
 ) -> Observation {
     let at = clock::now();
-    let (depth, group, workers) = tokio::join!(
+    let (depth, group, workers, dead_letters) = tokio::join!(
         answer(gauge.depth()),
         answer(group.describe()),
         answer(ledger.workers(fleet, at.before(REPORT_AGE_MAX))),
+        answer(dead_letters(feeds, at.before(FAILURES_SPAN), ledger)),
     );
-    Observation { at, depth, group, workers }
+    Observation { at, depth, group, workers, dead_letters }
+}
+
+async fn dead_letters(
+    feeds: &[String],
+    from: Timestamp,
+    ledger: &Ledger,
+) -> Result<u64, LedgerError> {
+    let mut sum = 0;
+    for feed in feeds {
+        let counts = ledger.failure_counts(feed, from).await?;
+        sum += counts.iter().map(|(_, count)| count).sum::<u64>();
+    }
+    Ok(sum)
 }
 
 async fn answer<T, E: std::error::Error>(

@@ -14,6 +14,7 @@ use crate::group::{GroupState, InstanceId, Life};
 use crate::history::History;
 use crate::observe::Observation;
 pub use crate::report::{Clamp, HoldReason, Inputs, Proposal, Report, Rule, Step, Suppressed};
+use crate::saturation::Growth;
 
 /// The flow rule leaves this many instances, times the root of the fleet, to the drain rule.
 const FLOW_TOLERANCE: f64 = 0.25;
@@ -21,6 +22,15 @@ const FLOW_TOLERANCE: f64 = 0.25;
 /// While what waits is younger than this part of the promise, less a boot to notice and one to
 /// react, those at work are keeping up.
 const CALM_PART: u64 = 4;
+
+/// Messages in flight that SQS allows a standard queue; receives beyond it find nothing.
+const IN_FLIGHT_MAX: u64 = 120_000;
+
+/// When this part of what is settled is dead-lettered, the rest is expected to follow.
+const POISON_PART: f64 = 0.9;
+
+/// Fewer dead letters than this are no epidemic.
+const POISON_MIN: u64 = 20;
 
 /// Share of the promise kept in hand for what no estimate covers.
 const MARGIN_SHARE: f64 = 0.1;
@@ -87,9 +97,13 @@ pub fn plan(
     if now.since(observation.at) > age_max(objective) {
         return finish(report, group.desired, Step::Hold(HoldReason::Stale));
     }
-    let target = clamp(objective, group, wanted, &mut report.clamps);
+    let bounded = clamp(objective, group, wanted, &mut report.clamps);
+    let growth = history.growth(now);
+    let (target, limit) =
+        limit_growth(objective, &report.inputs, growth, group, bounded, &mut report.clamps);
     let step = match target.cmp(&group.desired) {
         Ordering::Greater => step_out(observation, group, target, now),
+        Ordering::Equal if target < bounded => Step::Hold(limit),
         Ordering::Equal if target < wanted => Step::Hold(HoldReason::AtMax),
         Ordering::Equal => Step::Hold(HoldReason::Enough),
         Ordering::Less => match may_shrink(objective, history, observation, group, now) {
@@ -124,7 +138,13 @@ fn inputs(history: &History, observation: &Observation, now: Timestamp) -> Input
     let workers_known = observation.workers.known().is_some();
     let group = observation.group.known();
     let held: u64 = fresh.values().map(|report| report.busy).sum();
-    let waiting = observation.depth.known().map_or(0, |depth| depth.total().saturating_sub(held));
+    let parked = match (observation.depth.known(), workers_known) {
+        (Some(depth), true) => depth.in_flight.saturating_sub(held),
+        // Held by workers that are not heard, as far as anybody knows.
+        _ => 0,
+    };
+    let total = observation.depth.known().map_or(0, |depth| depth.total());
+    let waiting = total.saturating_sub(held + parked);
     let rate = history.arrival_rate();
     // Three upper bounds, none good in all cases: what workers hold tells when it was sent, but
     // also how long it has been worked on; what waits is not older than the time since the queue
@@ -144,6 +164,7 @@ fn inputs(history: &History, observation: &Observation, now: Timestamp) -> Input
         ("queue", observation.depth.why_unknown()),
         ("group", observation.group.why_unknown()),
         ("workers", observation.workers.why_unknown()),
+        ("dead letters", observation.dead_letters.why_unknown()),
     ];
     Inputs {
         depth: observation.depth.known().copied(),
@@ -154,12 +175,15 @@ fn inputs(history: &History, observation: &Observation, now: Timestamp) -> Input
         leaving: group.map(|group| group.count(Life::Leaving)),
         workers: workers_known.then_some(fresh.len()),
         busy: workers_known.then_some(held),
+        parked,
         at_work: workers_known.then(|| {
             let working = |report: &&&WorkerReport| report.state != WorkerState::Draining;
             fresh.values().filter(working).count() as u64
         }),
         arriving,
         arriving_in_ms: millis(arriving_in),
+        settled_lately: history.settled_lately(),
+        dead_letters_lately: observation.dead_letters.known().copied(),
         service_ms: millis(history.service()),
         arrivals_per_s: rate.map(|rate| (rate * 100.0).round() / 100.0),
         boot_ms: millis(history.boot()),
@@ -179,7 +203,9 @@ fn propose(objective: &Objective, inputs: &Inputs) -> Vec<Proposal> {
         why: "instances.min".to_owned(),
     }];
     let held = inputs.busy.unwrap_or(0);
-    let backlog = inputs.depth.map_or(0, Depth::total).max(held);
+    // A message in flight that no worker attests waits out the pause before a retry, or the lease
+    // of a worker that is gone: nobody can work on it now, and it comes back as visible.
+    let backlog = inputs.depth.map_or(0, Depth::total).saturating_sub(inputs.parked).max(held);
     if backlog > 0 {
         proposals.push(drain(objective, inputs, backlog));
     }
@@ -298,6 +324,58 @@ fn clamp(objective: &Objective, group: &GroupState, wanted: u32, clamps: &mut Ve
         }
     }
     size
+}
+
+/// Leaves out growth that cannot help. No limit takes away what is there. The last that bit is
+/// the tightest, and the reason to hold.
+fn limit_growth(
+    objective: &Objective,
+    inputs: &Inputs,
+    growth: Growth,
+    group: &GroupState,
+    wanted: u32,
+    clamps: &mut Vec<Clamp>,
+) -> (u32, HoldReason) {
+    let instances =
+        |slots: u64| u32::try_from(slots.div_ceil(objective.slots.max(1))).unwrap_or(u32::MAX);
+    // What nobody attests is in flight all the same, and takes of what the queue allows.
+    let parked = inputs.parked;
+    let by_queue = instances(IN_FLIGHT_MAX.saturating_sub(parked));
+    let (by_throughput, reason, figures) = match growth {
+        Growth::Free => (u32::MAX, HoldReason::Enough, String::new()),
+        Growth::Probe { slots, took_s, usual_s } => (
+            instances(slots),
+            HoldReason::Probing,
+            format!("probe: messages take {took_s:.1} s, usually {usual_s:.1} s"),
+        ),
+        Growth::Saturated { slots, per_s, before, before_per_s } => (
+            instances(slots),
+            HoldReason::Saturated,
+            format!(
+                "saturation: {slots} slots settle {per_s:.1}/s, {before} settled {before_per_s:.1}/s"
+            ),
+        ),
+    };
+    // One stays for the message that can be helped.
+    let dead = inputs.dead_letters_lately.unwrap_or(0);
+    let poisoned = dead >= POISON_MIN && dead as f64 >= inputs.settled_lately as f64 * POISON_PART;
+    let at_work = u32::try_from(inputs.at_work.unwrap_or(0)).unwrap_or(u32::MAX);
+    let by_poison = if poisoned { at_work.max(1) } else { u32::MAX };
+    let poison = format!("poison: {dead} of {} settled were dead-lettered", inputs.settled_lately);
+    let in_flight = format!("in-flight limit: {parked} of {IN_FLIGHT_MAX} in nobody's hands");
+    let (mut size, mut by) = (wanted, HoldReason::Enough);
+    for (limit, reason, bound) in [
+        (by_throughput, reason, figures),
+        (by_poison, HoldReason::MostlyPoison, poison),
+        (by_queue, HoldReason::InFlightLimit, in_flight),
+    ] {
+        let limited = size.min(limit.max(group.desired));
+        if limited < size {
+            clamps.push(Clamp { bound, from: size, to: limited });
+            (size, by) = (limited, reason);
+        }
+    }
+    (size, by)
 }
 
 fn step_out(observation: &Observation, group: &GroupState, to: u32, now: Timestamp) -> Step {

@@ -49,6 +49,14 @@ pub enum HoldReason {
     InstancePending,
     /// Every importer waits for a dependency to come back: more of them would wait with them.
     WorkersWaiting,
+    /// The last instances added settled nothing more: what they wait for is at its limit.
+    Saturated,
+    /// Messages take longer than usual: what the last step did is not known yet.
+    Probing,
+    /// The queue hands out no more messages than are in flight already.
+    InFlightLimit,
+    /// Nearly all that is settled goes to the dead-letter queue, and so would the rest.
+    MostlyPoison,
     /// Somebody suspended the process of the group that the step needs.
     LaunchSuspended,
     TerminateSuspended,
@@ -86,11 +94,17 @@ pub struct Inputs {
     /// Workers with a fresh report, and the messages they hold.
     pub workers: Option<usize>,
     pub busy: Option<u64>,
-    /// Those of them that take new messages.
+    /// In flight, but held by no worker that reports: between two tries, or lost with its worker
+    /// until its lease ends.
+    pub parked: u64,
+    /// Workers that take new messages.
     pub at_work: Option<u64>,
     /// Instances whose first report is awaited, and the mean time until it should come.
     pub arriving: u64,
     pub arriving_in_ms: u64,
+    /// Messages settled over the last minutes, and those of them that were dead-lettered.
+    pub settled_lately: u64,
+    pub dead_letters_lately: Option<u64>,
     pub service_ms: u64,
     pub arrivals_per_s: Option<f64>,
     pub boot_ms: u64,
@@ -121,7 +135,7 @@ pub enum Rule {
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Clamp {
-    /// `instances.max` or `group max`, and so on.
+    /// `instances.max`, `saturation`, and so on, with the figures behind it.
     pub bound: String,
     pub from: u32,
     pub to: u32,
@@ -160,6 +174,12 @@ impl fmt::Display for HoldReason {
             HoldReason::WorkersWaiting => {
                 "the importers wait for a dependency; more would not help"
             }
+            HoldReason::Saturated => "the last instances added did not settle more",
+            HoldReason::Probing => {
+                "messages take longer than usual; whether the last step helped is not known yet"
+            }
+            HoldReason::InFlightLimit => "the queue has no more messages to hand out in flight",
+            HoldReason::MostlyPoison => "nearly every message is dead-lettered",
             HoldReason::LaunchSuspended => "the group's Launch process is suspended",
             HoldReason::TerminateSuspended => "the group's Terminate process is suspended",
             HoldReason::NoIdleVictim => "no instance is idle and unprotected",
@@ -207,7 +227,11 @@ impl fmt::Display for Report {
         }
         match (inputs.workers, inputs.busy) {
             (Some(workers), Some(busy)) => {
-                writeln!(f, "  workers  {workers} reporting, {busy} messages held")?;
+                write!(f, "  workers  {workers} reporting, {busy} messages held")?;
+                match inputs.parked {
+                    0 => writeln!(f)?,
+                    parked => writeln!(f, "; {parked} in flight that none of them holds")?,
+                }
             }
             _ => writeln!(f, "  workers  unknown")?,
         }

@@ -41,6 +41,8 @@ const CONNECTIONS_MAX: u32 = 4;
 #[derive(Debug)]
 pub struct Keeper<G, Q> {
     pub fleet: String,
+    /// What its importers import.
+    pub feeds: Vec<String>,
     pub objective: Objective,
     pub gauge: Q,
     pub group: G,
@@ -193,7 +195,8 @@ impl<G: Group, Q: Gauge> Keeper<G, Q> {
 
     /// One observation and what the policy makes of it; nothing is written anywhere.
     pub async fn look(&self, history: &mut History) -> (Observation, Plan) {
-        let observation = observe(&self.fleet, &self.gauge, &self.group, &self.ledger).await;
+        let observation =
+            observe(&self.fleet, &self.feeds, &self.gauge, &self.group, &self.ledger).await;
         history.learn(&observation);
         let plan = plan(&self.objective, history, &observation, clock::now());
         history.note_wanted(observation.at, plan.report.wanted);
@@ -375,6 +378,9 @@ fn tell(plan: &Plan, outcome: &Outcome) {
                 | HoldReason::WorkersUnknown
                 | HoldReason::Stale
                 | HoldReason::WorkersWaiting
+                | HoldReason::Saturated
+                | HoldReason::InFlightLimit
+                | HoldReason::MostlyPoison
                 | HoldReason::LaunchSuspended
                 | HoldReason::TerminateSuspended,
             ),

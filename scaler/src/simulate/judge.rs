@@ -310,6 +310,14 @@ mod tests {
     }
 
     #[test]
+    fn a_slow_database_is_not_fed_with_instances() {
+        for seed in 0..3 {
+            let score = Drawn::new(&trial(Kind::BrownOut), seed).judge(&ours(), |_| {});
+            assert!(score.cost_ratio <= 1.35, "seed {seed}: {score:?}");
+        }
+    }
+
+    #[test]
     fn scaling_on_cpu_leaves_before_the_queue_is_empty() {
         let drawn = Drawn::new(&trial(Kind::BrownOut), 1);
         let cpu = drawn.judge(&Policy::Baseline(Baseline::Cpu { target: 0.5 }), |_| {});

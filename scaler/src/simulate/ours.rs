@@ -1,6 +1,8 @@
 //! Our own policy in the simulated world: the same observation, the same `plan`, as in the
 //! service.
 
+use std::collections::VecDeque;
+
 use weirgate_common::clock::Timestamp;
 use weirgate_common::ledger::{WorkerReport, WorkerState};
 use weirgate_common::queue::Depth;
@@ -9,7 +11,7 @@ use super::plant::{Plant, State};
 use super::workload::SLOTS;
 use crate::group::{GroupState, Instance, InstanceId, Life};
 use crate::history::History;
-use crate::observe::{Observation, Reading};
+use crate::observe::{FAILURES_SPAN, Observation, Reading};
 use crate::policy::{Objective, Step, plan};
 
 /// How old the workers' reports are when a decision is made.
@@ -21,11 +23,18 @@ pub(super) struct Running {
     history: History,
     /// Simulated indices of the instances, by id.
     reports: Vec<WorkerReport>,
+    /// Messages given up so far, at each step of the last [`FAILURES_SPAN`].
+    given_up: VecDeque<(Timestamp, u64)>,
 }
 
 impl Running {
     pub(super) fn new(objective: Objective) -> Self {
-        Running { objective, history: History::default(), reports: Vec::new() }
+        Running {
+            objective,
+            history: History::default(),
+            reports: Vec::new(),
+            given_up: VecDeque::new(),
+        }
     }
 
     /// What the workers write to the ledger.
@@ -74,6 +83,14 @@ impl Running {
                 protected: false,
             })
             .collect();
+        self.given_up.push_back((at, plant.tally.poisoned + plant.tally.dead_lettered));
+        while self.given_up.front().is_some_and(|(then, _)| at.since(*then) > FAILURES_SPAN) {
+            self.given_up.pop_front();
+        }
+        let given_up_lately = match (self.given_up.front(), self.given_up.back()) {
+            (Some((_, before)), Some((_, now))) => now - before,
+            _ => 0,
+        };
         let observation = Observation {
             at,
             depth,
@@ -85,6 +102,7 @@ impl Running {
                 suspended: Default::default(),
             }),
             workers: Reading::Known(self.reports.clone()),
+            dead_letters: Reading::Known(given_up_lately),
         };
         self.history.learn(&observation);
         let plan = plan(&self.objective, &self.history, &observation, at);

@@ -277,7 +277,6 @@ impl<'w> Plant<'w> {
         // The work of an instance that is gone went with it.
         let Some(slot) = it.held.iter().position(|held| held.message == message) else { return };
         let held = it.held.swap_remove(slot);
-        it.done += 1;
         it.service_sum_ms += now_ms - held.started_ms;
         if it.held.is_empty() {
             it.idle_since_ms = now_ms;
@@ -285,9 +284,12 @@ impl<'w> Plant<'w> {
         let state = it.state;
         self.busy -= 1;
         let drawn = self.workload.messages[message as usize];
+        let given_up = drawn.poison && self.receives[message as usize] >= POISON_RECEIVES;
+        // Importers count what they settle, not what they try.
+        self.instances[instance as usize].done += u64::from(!drawn.poison || given_up);
         if !drawn.poison {
             self.tally.sojourns_ms.push((now_ms - u64::from(drawn.at_ms)) as u32);
-        } else if self.receives[message as usize] >= POISON_RECEIVES {
+        } else if given_up {
             self.tally.poisoned += 1;
         } else {
             self.parked += 1;

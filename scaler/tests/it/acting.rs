@@ -23,6 +23,7 @@ async fn planned(world: &World, visible: u64) -> Plan {
             depth: Reading::Known(depth),
             group: Reading::Known(world.describe().await.unwrap()),
             workers: Reading::Known(Vec::new()),
+            dead_letters: Reading::Known(0),
         };
         history.learn(&observation);
         if visible > 0 || history.empty_for() >= objective.settle {

@@ -28,6 +28,7 @@ struct Scaler {
 fn start(world: &World, ledger: &Ledger, holder: &str) -> Scaler {
     let keeper = Keeper {
         fleet: "ads".to_owned(),
+        feeds: vec!["clicks".to_owned()],
         objective: Objective {
             freshness: Duration::from_secs(300),
             instances_min: 0,

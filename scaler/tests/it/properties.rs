@@ -12,6 +12,7 @@ use weirgate_scaler::group::{GroupState, Instance, InstanceId, Life};
 use weirgate_scaler::history::History;
 use weirgate_scaler::observe::{Observation, Reading};
 use weirgate_scaler::policy::{Objective, Plan, Step, plan};
+use weirgate_scaler::saturation::Growth;
 
 #[derive(Clone, Debug)]
 struct Case {
@@ -116,6 +117,36 @@ fn workers(at: Timestamp) -> impl Strategy<Value = Vec<WorkerReport>> {
     })
 }
 
+/// A fleet of full workers that has just grown by half, which added nothing.
+fn in_vain(objective: &Objective) -> Vec<Observation> {
+    (0..31u64)
+        .map(|i| {
+            let at = Timestamp::from_unix_ms(10_000 * i as i64);
+            let workers = if i < 15 { 2 } else { 3 };
+            let report = |worker: u64| WorkerReport {
+                worker: format!("i-{worker}"),
+                fleet: "ads".into(),
+                state: WorkerState::Running,
+                slots: objective.slots,
+                busy: objective.slots,
+                done: i * 60 / workers,
+                service_ms: 0,
+                oldest_message_at: Some(at),
+                started_at: Timestamp::from_unix_ms(0),
+                reported_at: at,
+            };
+            let visible = 10 * i;
+            Observation {
+                at,
+                depth: Reading::Known(Depth { visible, in_flight: 0, delayed: 0 }),
+                group: Reading::Unknown("away".to_owned()),
+                workers: Reading::Known((0..workers).map(report).collect()),
+                dead_letters: Reading::Known(0),
+            }
+        })
+        .collect()
+}
+
 fn case() -> impl Strategy<Value = Case> {
     let objective =
         (0..4u32, 0..40u32, 1..9u64, 1..600u64).prop_map(|(min, room, slots, l)| Objective {
@@ -132,23 +163,19 @@ fn case() -> impl Strategy<Value = Case> {
         let depths: Vec<Reading<Depth>> =
             runs.into_iter().flat_map(|(depth, count)| vec![depth; count]).collect();
         let count = depths.len();
-        let at = |i: usize| Timestamp::from_unix_ms(1_000_000 + 10_000 * i as i64);
+        let at = |i: usize| Timestamp::from_unix_ms(310_000 + 10_000 * i as i64);
+        let dead_letters = vec(reading(prop_oneof![Just(0u64), 0..100_000u64]), count);
         let groups = vec(reading(group()), count);
         let workers: Vec<_> = (0..count).map(|i| reading(workers(at(i)))).collect();
-        (Just(objective), Just(depths), groups, workers).prop_map(
-            move |(objective, depths, groups, workers)| {
-                let observations = depths
-                    .into_iter()
-                    .zip(groups)
-                    .zip(workers)
-                    .enumerate()
-                    .map(|(i, ((depth, group), workers))| Observation {
-                        at: at(i),
-                        depth,
-                        group,
-                        workers,
-                    })
-                    .collect();
+        let scenes = (groups, workers, dead_letters, any::<bool>());
+        (Just(objective), Just(depths), scenes).prop_map(
+            move |(objective, depths, (groups, workers, dead_letters, saturated))| {
+                let scenes = depths.into_iter().zip(groups).zip(workers).zip(dead_letters);
+                let scenes = scenes.enumerate().map(|(i, (((depth, group), workers), dead))| {
+                    Observation { at: at(i), depth, group, workers, dead_letters: dead }
+                });
+                let before = if saturated { in_vain(&objective) } else { Vec::new() };
+                let observations = before.into_iter().chain(scenes).collect();
                 Case { objective, observations }
             },
         )
@@ -231,6 +258,47 @@ proptest! {
     }
 
     #[test]
+    fn nothing_grows_past_what_throughput_the_queue_or_poison_allow(case in case()) {
+        let (plan, last) = (case.plan(), case.last());
+        let Step::Out { to, .. } = plan.step else { return Ok(()) };
+        let slots = u64::from(to) * case.objective.slots;
+        let room = case.objective.slots - 1;
+        match case.history().growth(last.at) {
+            Growth::Free => {}
+            Growth::Probe { slots: most, .. } | Growth::Saturated { slots: most, .. } => {
+                prop_assert!(slots <= most + room);
+            }
+        }
+        let inputs = &plan.report.inputs;
+        prop_assert!(slots <= 120_000u64.saturating_sub(inputs.parked) + room);
+        if inputs.dead_letters_lately.unwrap_or(0) > inputs.settled_lately.max(20) {
+            prop_assert!(u64::from(to) <= inputs.at_work.unwrap_or(0).max(1));
+        }
+    }
+
+    #[test]
+    fn what_waits_for_its_next_try_asks_for_nothing(case in case(), more in 0..10_000u64) {
+        let (last, history) = (case.last(), case.history());
+        let mut retrying = last.clone();
+        let (Reading::Known(depth), Reading::Known(workers)) =
+            (&mut retrying.depth, &last.workers)
+        else {
+            return Ok(());
+        };
+        // From here on, in flight is more than the workers attest.
+        let held: u64 = workers.iter().map(|report| report.busy).sum();
+        depth.in_flight = depth.in_flight.max(held);
+        let wanted = |observation: &Observation| {
+            plan(&case.objective, &history, observation, last.at).report.wanted
+        };
+        let before = wanted(&retrying);
+        if let Reading::Known(depth) = &mut retrying.depth {
+            depth.in_flight += more;
+        }
+        prop_assert_eq!(wanted(&retrying), before);
+    }
+
+    #[test]
     fn a_plan_carried_out_leaves_the_next_one_nothing_but_victims(case in case()) {
         let first = case.plan();
         let next = applied(case.last(), &first);
@@ -244,4 +312,14 @@ proptest! {
             _ => prop_assert!(matches!(second.step, Step::Hold(_)), "{:?}", second.step),
         }
     }
+}
+
+#[test]
+fn growth_in_vain_is_noticed() {
+    let objective = crate::scenarios::objective();
+    let mut history = History::default();
+    let observations = in_vain(&objective);
+    observations.iter().for_each(|observation| history.learn(observation));
+    let growth = history.growth(observations.last().unwrap().at);
+    assert!(matches!(growth, Growth::Saturated { slots: 12, before: 8, .. }), "{growth:?}");
 }

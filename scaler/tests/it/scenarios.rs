@@ -7,6 +7,7 @@
 //! group desired=N min=N max=N suspended=PROCESS | group unknown     (what is not named stays)
 //! instance ID in_service | pending | leaving | protected | gone
 //! worker ID busy=N rate=PER_MINUTE oldest=SECONDS waiting=1 | worker ID silent | workers unknown | workers known
+//! dead_letters N     in the last five minutes
 //! for SECONDS        observe and plan every period; print the first plan and each that differs
 //! plan               print the whole report of a plan made now
 //! ```
@@ -55,6 +56,7 @@ struct Scene {
     group_known: bool,
     workers: BTreeMap<String, Worker>,
     workers_known: bool,
+    dead_letters: u64,
     said: String,
 }
 
@@ -75,6 +77,7 @@ impl Scene {
             group_known: true,
             workers: BTreeMap::new(),
             workers_known: true,
+            dead_letters: 0,
             said: String::new(),
         }
     }
@@ -105,6 +108,7 @@ impl Scene {
                 true => Reading::Known(reports.collect()),
                 false => Reading::Unknown(unknown()),
             },
+            dead_letters: Reading::Known(self.dead_letters),
         }
     }
 
@@ -174,6 +178,7 @@ impl Scene {
                     }
                 }
             }
+            ("dead_letters", [count]) => self.dead_letters = count.parse().unwrap(),
             ("for", [seconds]) => return self.watch(seconds.parse().unwrap()),
             ("plan", []) => {
                 let observation = self.observation();
