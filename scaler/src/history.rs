@@ -31,6 +31,13 @@ const FLOW_WINDOW: Duration = FAILURES_SPAN;
 /// A rate from a shorter span is noise, and takes a single burst for a flow.
 const MIN_FLOW_SPAN: Duration = Duration::from_secs(120);
 
+/// Quiet spells remembered, and how many it takes to say something about the next.
+const SPELLS_MAX: usize = 20;
+const SPELLS_MIN: usize = 4;
+
+/// Shorter pauses between two messages are no spell: nobody would shut a fleet down for them.
+const SPELL_MIN: Duration = Duration::from_secs(60);
+
 /// Past wishes are kept for the longest wait that any rule asks for.
 const WANTED_WINDOW: Duration = Duration::from_secs(3_600);
 
@@ -71,6 +78,10 @@ pub struct History {
     /// Instances of the last known group state.
     seen: Option<Vec<InstanceId>>,
     saturation: Saturation,
+    /// When a worker last held or settled a message.
+    worked_at: Option<Timestamp>,
+    /// How long it was quiet before work came back, the latest times.
+    spells: VecDeque<Duration>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -128,6 +139,20 @@ impl History {
     /// waits can be known to be older.
     pub fn occupied_for(&self) -> Duration {
         self.occupied.map_or(Duration::ZERO, |streak| streak.last.since(streak.first))
+    }
+
+    /// How long no worker has held or settled anything. Unlike the queue's counters, workers
+    /// neither lag nor blip.
+    pub fn quiet_for(&self, now: Timestamp) -> Duration {
+        self.worked_at.map_or(Duration::ZERO, |at| now.since(at))
+    }
+
+    /// After this long without work, nine in ten of the latest quiet spells had ended. `None`
+    /// until there were a few.
+    pub fn quiet_usually(&self) -> Option<Duration> {
+        let mut spells: Vec<Duration> = self.spells.iter().copied().collect();
+        spells.sort_unstable();
+        (spells.len() >= SPELLS_MIN).then(|| spells[(spells.len() * 9).div_ceil(10) - 1])
     }
 
     pub fn desired(&self) -> Option<u32> {
@@ -254,6 +279,17 @@ impl History {
         self.done = fresh.iter().map(|(id, report)| (id.clone(), report.done)).collect();
         self.settled += settled;
         self.held = busy;
+        if busy > 0 || settled > 0 {
+            if let Some(worked_at) = self.worked_at
+                && at.since(worked_at) >= SPELL_MIN
+            {
+                if self.spells.len() == SPELLS_MAX {
+                    self.spells.pop_front();
+                }
+                self.spells.push_back(at.since(worked_at));
+            }
+            self.worked_at = Some(at);
+        }
         let taking = || fresh.values().filter(|report| report.state == WorkerState::Running);
         self.saturation.learn(
             at,

@@ -32,6 +32,9 @@ const POISON_PART: f64 = 0.9;
 /// Fewer dead letters than this are no epidemic.
 const POISON_MIN: u64 = 20;
 
+/// The last instance waits at most this long for work to come back.
+const KEPT_MAX: Duration = Duration::from_secs(900);
+
 /// Share of the promise kept in hand for what no estimate covers.
 const MARGIN_SHARE: f64 = 0.1;
 
@@ -82,6 +85,7 @@ pub fn plan(
         suppressed: Vec::new(),
         victims: Vec::new(),
     };
+    report.proposals.extend(keep(history, observation, now));
     let winner = report.proposals.iter().fold(&report.proposals[0], |best, proposal| {
         if proposal.instances > best.instances { proposal } else { best }
     });
@@ -216,6 +220,24 @@ fn propose(objective: &Objective, inputs: &Inputs) -> Vec<Proposal> {
         proposals.push(flow(objective, inputs, rate));
     }
     proposals
+}
+
+/// The last instance stays while work is likely to come back soon. Where the pauses are short,
+/// a fleet that goes to sleep in each of them depends on a launch for every message, and launches
+/// fail. Where they are long, waiting for their end would be a fleet that never sleeps.
+fn keep(history: &History, observation: &Observation, now: Timestamp) -> Option<Proposal> {
+    let present = observation.group.known()?.count(Life::InService);
+    let usually = history.quiet_usually().filter(|usually| *usually <= KEPT_MAX)?;
+    let quiet = history.quiet_for(now);
+    (present > 0 && quiet <= usually).then(|| Proposal {
+        rule: Rule::Keep,
+        instances: 1,
+        why: format!(
+            "quiet for {} s; nine in ten of the latest pauses ended within {} s",
+            quiet.as_secs(),
+            usually.as_secs()
+        ),
+    })
 }
 
 /// Little's law: arrivals × service time is the number of slots at work. The promise leaves

@@ -131,6 +131,8 @@ pub enum Rule {
     Drain,
     /// Enough instances for what keeps arriving.
     Flow,
+    /// The last instance, while work is likely to come back soon.
+    Keep,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -193,6 +195,7 @@ impl fmt::Display for Rule {
             Rule::Min => "min",
             Rule::Drain => "drain",
             Rule::Flow => "flow",
+            Rule::Keep => "keep",
         })
     }
 }
