@@ -22,7 +22,7 @@ use crate::history::History;
 use crate::policy::{Objective, Step};
 use crate::service::{Keeper, Readiness, objective, open_ledger, stop_signal};
 use crate::simulate::{
-    Baseline, Drawn, Kind, Policy, Row, Suite, Trace, Trial, pareto, render, timeline,
+    Baseline, Drawn, Kind, Policy, Row, Suite, Trace, Trial, pareto, render, timeline, tuned,
 };
 
 const USAGE: u8 = 2;
@@ -119,9 +119,16 @@ struct SimulateArgs {
     /// Paired repetitions: seeds 0 to this, exclusive.
     #[arg(long, default_value = "5")]
     seeds: u64,
-    /// Run the other policies over the range of their main knobs, too.
+    /// Run the other policies over the range of their main knobs, too, and show each with the
+    /// knob that does best on all workloads but the one it is shown on.
     #[arg(long)]
     tuned: bool,
+    /// The largest lag of the queue's counters.
+    #[arg(long, default_value = "60s", value_parser = config::parse_duration)]
+    lag: Duration,
+    /// Tell policies that cannot learn how long a message takes this many times the truth.
+    #[arg(long, default_value = "1")]
+    service_error: f64,
     /// One JSON array instead of tables.
     #[arg(long)]
     json: bool,
@@ -242,19 +249,25 @@ fn simulate(args: &SimulateArgs) -> ExitCode {
         Ok(suite) => suite,
         Err(message) => return fail(USAGE, &message),
     };
-    let rows = suite.run();
+    let mut rows = suite.run();
     if let Some(folder) = &args.svg
         && let Err(error) = draw(folder, &suite, &rows)
     {
         return fail(1, &format!("cannot write to {}: {error}", folder.display()));
     }
+    let chosen = if args.tuned { tuned(&rows) } else { Vec::new() };
     if args.json {
+        rows.extend(chosen);
         match serde_json::to_string_pretty(&rows) {
             Ok(rows) => println!("{rows}"),
             Err(error) => return fail(1, &error.to_string()),
         }
     } else {
-        print!("{}", render(&rows));
+        // What the search tried is in the JSON and the pictures, and here where it was asked for.
+        let tried: Vec<String> = Baseline::variants().iter().map(Baseline::name).collect();
+        let is_shown =
+            |row: &Row| !tried.contains(&row.policy) || args.policy.contains(&row.policy);
+        print!("{}", render(&rows, is_shown, &chosen));
     }
     ExitCode::SUCCESS
 }
@@ -262,6 +275,9 @@ fn simulate(args: &SimulateArgs) -> ExitCode {
 fn suite(args: &SimulateArgs) -> Result<Suite, String> {
     if !(args.load.is_finite() && args.load > 0.0 && args.load <= 1_000.0) {
         return Err(format!("--load {} is outside 0 to 1000 instances", args.load));
+    }
+    if !(args.service_error.is_finite() && args.service_error > 0.0) {
+        return Err(format!("--service-error {} is not a positive factor", args.service_error));
     }
     let mut kinds = Vec::new();
     for path in &args.trace {
@@ -287,9 +303,9 @@ fn suite(args: &SimulateArgs) -> Result<Suite, String> {
         settle: Duration::from_secs(75),
     });
     let policies = std::iter::once(ours)
-        .chain(Baseline::all(boot_ms).into_iter().map(Policy::Baseline))
+        .chain(Baseline::all().into_iter().map(Policy::Baseline))
         .chain(
-            if args.tuned { Baseline::tuned(boot_ms) } else { Vec::new() }
+            if args.tuned { Baseline::variants() } else { Vec::new() }
                 .into_iter()
                 .map(Policy::Baseline),
         )
@@ -298,6 +314,8 @@ fn suite(args: &SimulateArgs) -> Result<Suite, String> {
         kind,
         load: args.load,
         boot_ms,
+        lag_ms: u64::try_from(args.lag.as_millis()).unwrap_or(u64::MAX),
+        service_error: args.service_error,
         freshness_ms: u64::try_from(args.freshness.as_millis()).unwrap_or(u64::MAX),
     };
     Ok(Suite {

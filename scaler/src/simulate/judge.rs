@@ -2,16 +2,18 @@
 
 use serde::Serialize;
 
-use super::baselines::{self, Baseline};
+use super::baselines::{self, Baseline, Known};
 use super::bound::bound;
 use super::chance::Chance;
 use super::ours;
 use super::plant::{Plant, Settings};
-use super::workload::{Kind, SLOTS, Window, Workload};
+use super::workload::{Kind, SERVICE_MEAN_MS, SLOTS, Window, Workload};
 use crate::policy::Objective;
 
 /// Work left over after the workload's span is waited for this long.
 const OVERTIME_MS: u64 = 2 * 3_600_000;
+
+pub(super) const OURS: &str = "weirgate";
 
 #[derive(Clone, Debug, PartialEq)]
 pub enum Policy {
@@ -22,8 +24,16 @@ pub enum Policy {
 impl Policy {
     pub fn name(&self) -> String {
         match self {
-            Policy::Weirgate(_) => "weirgate".to_owned(),
+            Policy::Weirgate(_) => OURS.to_owned(),
             Policy::Baseline(baseline) => baseline.name(),
+        }
+    }
+
+    /// Its rule, whatever its knob.
+    pub fn rule(&self) -> &'static str {
+        match self {
+            Policy::Weirgate(_) => OURS,
+            Policy::Baseline(baseline) => baseline.rule(),
         }
     }
 }
@@ -35,7 +45,11 @@ pub struct Trial {
     /// Mean offered load in instances.
     pub load: f64,
     pub boot_ms: f64,
+    /// The largest lag of the queue's counters.
+    pub lag_ms: u64,
     pub freshness_ms: u64,
+    /// Rules that have to be told how long a message takes are told this many times the truth.
+    pub service_error: f64,
 }
 
 impl Trial {
@@ -113,6 +127,7 @@ impl Drawn {
         let settings = Settings {
             boot_median_ms: trial.boot_ms,
             launch_failures: 0.02,
+            lag_max_ms: trial.lag_ms,
             instances_max,
             drain_grace_ms: 300_000,
             no_capacity: Some(Window { from_ms, to_ms: from_ms + 600_000 }),
@@ -127,15 +142,16 @@ impl Drawn {
                 })))
             }
             Policy::Baseline(baseline) => {
-                let baseline = match baseline {
-                    Baseline::StaticPeak { .. } => {
-                        Baseline::StaticPeak { instances: self.peak_load }
-                    }
-                    other => other.clone(),
+                let known = Known {
+                    instances_max,
+                    boot_ms: trial.boot_ms,
+                    freshness_ms: trial.freshness_ms as f64,
+                    service_ms: SERVICE_MEAN_MS * trial.service_error,
+                    peak: self.peak_load,
                 };
                 Controller::Baseline(
                     baseline.period_ms(),
-                    baselines::Running::new(baseline, instances_max, trial.boot_ms),
+                    baselines::Running::new(baseline.clone(), known),
                 )
             }
         };
@@ -254,7 +270,14 @@ mod tests {
     use super::*;
 
     fn trial(kind: Kind) -> Trial {
-        Trial { kind, load: 5.0, boot_ms: 60_000.0, freshness_ms: 300_000 }
+        Trial {
+            kind,
+            load: 5.0,
+            boot_ms: 60_000.0,
+            lag_ms: 60_000,
+            freshness_ms: 300_000,
+            service_error: 1.0,
+        }
     }
 
     fn ours() -> Policy {
@@ -270,7 +293,7 @@ mod tests {
 
     #[test]
     fn a_seed_tells_the_same_story_twice_and_no_policy_beats_the_bound() {
-        let baselines = Baseline::all(60_000.0).into_iter().map(Policy::Baseline);
+        let baselines = Baseline::all().into_iter().map(Policy::Baseline);
         for policy in baselines.chain([ours()]) {
             for kind in [Kind::Spike, Kind::Poison, Kind::BrownOut] {
                 let drawn = Drawn::new(&trial(kind), 7);

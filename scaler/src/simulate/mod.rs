@@ -7,7 +7,9 @@
 //!               ├─▶ bound       what a clairvoyant could not beat
 //!               └─▶ ours, baselines   who decides
 //!                     └─▶ judge       one run and its score
-//!                           └─▶ suite       many runs, medians, tables
+//!                           └─▶ suite       many runs, medians
+//!                                 ├─▶ tuning      the others at their best
+//!                                 │     └─▶ table       text
 //!                                 └─▶ plot        pictures
 //! ```
 
@@ -19,10 +21,14 @@ mod ours;
 mod plant;
 mod plot;
 mod suite;
+mod table;
+mod tuning;
 mod workload;
 
 pub use baselines::Baseline;
 pub use judge::{Drawn, Moment, Policy, Score, Trial};
 pub use plot::{pareto, timeline};
-pub use suite::{Row, Suite, render};
+pub use suite::{Row, Suite};
+pub use table::render;
+pub use tuning::tuned;
 pub use workload::{Kind, SERVICE_MEAN_MS, SLOTS, Trace, TraceError};

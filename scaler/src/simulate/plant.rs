@@ -18,9 +18,6 @@ const RECEIVES_MAX: u8 = 5;
 /// What a failed message waits before the next try.
 const RETRY_MS: u64 = 60_000;
 
-/// The largest lag of the queue's counters.
-const LAG_MAX_MS: f64 = 60_000.0;
-
 /// CPU of an instance whose slots are all busy with an unhurried database.
 const CPU_BUSY: f64 = 0.7;
 
@@ -31,6 +28,8 @@ const BILLED_MIN_MS: u64 = 60_000;
 pub(super) struct Settings {
     pub(super) boot_median_ms: f64,
     pub(super) launch_failures: f64,
+    /// The largest lag of the queue's counters.
+    pub(super) lag_max_ms: u64,
     pub(super) instances_max: u32,
     /// What a terminated worker may take to finish what it holds.
     pub(super) drain_grace_ms: u64,
@@ -62,6 +61,8 @@ pub(super) struct Plant<'w> {
     snapshots: VecDeque<Snapshot>,
     samples: Vec<Sample>,
     cpu_sum: f64,
+    /// Arrivals up to the latest sample.
+    sampled: usize,
     pub(super) tally: Tally,
 }
 
@@ -110,6 +111,8 @@ struct Snapshot {
 pub(super) struct Sample {
     published_ms: u64,
     pub(super) visible: f64,
+    /// Arrived in that minute.
+    pub(super) sent: f64,
     /// Mean over the running instances and the minute.
     pub(super) cpu: f64,
 }
@@ -149,6 +152,7 @@ impl<'w> Plant<'w> {
             snapshots: VecDeque::new(),
             samples: Vec::new(),
             cpu_sum: 0.0,
+            sampled: 0,
             tally: Tally {
                 sojourns_ms: Vec::with_capacity(workload.messages.len()),
                 ..Tally::default()
@@ -329,7 +333,7 @@ impl<'w> Plant<'w> {
             self.tally.launches += 1;
             coming += 1;
         }
-        if self.snapshots.len() as f64 > LAG_MAX_MS / 1000.0 {
+        if self.snapshots.len() as u64 > self.settings.lag_max_ms / 1000 {
             self.snapshots.pop_front();
         }
         self.snapshots.push_back(Snapshot {
@@ -346,9 +350,10 @@ impl<'w> Plant<'w> {
             self.samples.push(Sample {
                 published_ms: self.now_ms + late_ms,
                 visible: self.visible.len() as f64,
+                sent: (self.next_arrival - self.sampled) as f64,
                 cpu: self.cpu_sum / 60.0,
             });
-            self.cpu_sum = 0.0;
+            (self.cpu_sum, self.sampled) = (0.0, self.next_arrival);
         }
     }
 

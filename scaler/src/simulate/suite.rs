@@ -1,6 +1,5 @@
 //! Many runs: every policy on every workload with the same seeds, told by medians.
 
-use std::fmt::Write as _;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -21,6 +20,8 @@ pub struct Suite {
 pub struct Row {
     pub workload: String,
     pub load: f64,
+    /// The policy's rule, whatever its knob.
+    pub rule: &'static str,
     pub policy: String,
     pub seeds: u64,
     /// Per figure, over the seeds.
@@ -33,6 +34,12 @@ pub struct Row {
     /// Over all seeds together.
     pub interrupted: f64,
     pub dead_lettered: f64,
+}
+
+impl Row {
+    pub fn is_ours(&self) -> bool {
+        self.rule == super::judge::OURS
+    }
 }
 
 impl Suite {
@@ -79,6 +86,7 @@ fn row(trial: &Trial, policy: &Policy, scores: &[Score]) -> Row {
     Row {
         workload: trial.kind.name().to_owned(),
         load: trial.load,
+        rule: policy.rule(),
         policy: policy.name(),
         seeds: scores.len() as u64,
         median: Score {
@@ -125,55 +133,4 @@ fn bootstrap(values: &[f64]) -> (f64, f64) {
         .collect();
     medians.sort_unstable_by(f64::total_cmp);
     (medians[25], medians[974])
-}
-
-/// The rows as a table for people.
-pub fn render(rows: &[Row]) -> String {
-    let mut text = String::new();
-    let mut workload = None;
-    for row in rows {
-        if workload != Some(&row.workload) {
-            workload = Some(&row.workload);
-            let _ = writeln!(
-                text,
-                "\n{} at a load of {} instances, {} seeds; unavoidably late {:.2} %, bound {:.1} instance-hours\n\
-                 {:<22} {:>8} {:>8} {:>6} {:>15} {:>7} {:>7} {:>7} {:>8} {:>8} {:>7} {:>7}",
-                row.workload,
-                row.load,
-                row.seeds,
-                row.median.forced_percent,
-                row.median.bound_hours,
-                "policy",
-                "late %",
-                "worst %",
-                "cost ×",
-                "(95 %)",
-                "p50 s",
-                "p99 s",
-                "max s",
-                "launches",
-                "turns/h",
-                "broken",
-                "dead"
-            );
-        }
-        let m = &row.median;
-        let _ = writeln!(
-            text,
-            "{:<22} {:>8.3} {:>8.3} {:>6.2} {:>15} {:>7.1} {:>7.1} {:>7.0} {:>8.0} {:>8.2} {:>7} {:>7}",
-            row.policy,
-            m.late_percent,
-            row.late_percent_max,
-            m.cost_ratio,
-            format!("{:.2}–{:.2}", row.cost_ratio_low, row.cost_ratio_high),
-            m.p50_s,
-            m.p99_s,
-            m.max_s,
-            m.launches,
-            m.reversals_per_hour,
-            row.interrupted,
-            row.dead_lettered
-        );
-    }
-    text
 }

@@ -71,18 +71,18 @@ fn a_plan_from_a_world_that_is_away_holds_and_exits_with_1() {
 #[test]
 fn a_simulation_prints_the_same_table_twice_and_names_what_it_knows() {
     let folder = tempfile::tempdir().unwrap();
-    let asked = ["simulate", "--workload", "steady", "--policy", "weirgate,keda-4", "--seeds", "1"];
+    let asked = ["simulate", "--workload", "steady", "--policy", "weirgate,keda@4", "--seeds", "1"];
     let (once, again) = (scaler(&asked, folder.path()), scaler(&asked, folder.path()));
     assert_eq!(once.status.code(), Some(0), "{}", text(&once.stderr));
     assert_eq!(once.stdout, again.stdout);
-    assert!(text(&once.stdout).contains("\nkeda-4 "), "{}", text(&once.stdout));
+    assert!(text(&once.stdout).contains("\nkeda@4 "), "{}", text(&once.stdout));
 
     let drawn = [&asked[..], &["--svg", "plots"]].concat();
     assert_eq!(scaler(&drawn, folder.path()).status.code(), Some(0));
     for file in ["steady.svg", "steady-pareto.svg"] {
         let svg = std::fs::read_to_string(folder.path().join("plots").join(file)).unwrap();
         assert!(svg.starts_with("<svg ") && svg.ends_with("</svg>\n") && !svg.contains("NaN"));
-        assert!(svg.contains("keda-4"), "{file}");
+        assert!(svg.contains("keda@4"), "{file}");
     }
 
     let output = scaler(&["simulate", "--policy", "kedda"], folder.path());
