@@ -5,6 +5,7 @@
 use std::fmt;
 
 use serde::Serialize;
+use tracing::debug;
 
 use crate::group::{Group, GroupError, GroupState, InstanceId, Life};
 use crate::policy::{Plan, Step};
@@ -22,6 +23,8 @@ pub enum Outcome {
     Overtaken {
         desired: u32,
     },
+    /// An instance refresh replaces instances: until it is through, the size is its business.
+    Refreshing,
     /// The group is busy or away: the next period tries again, from a new observation. The
     /// steps already taken stand.
     Later {
@@ -40,6 +43,14 @@ pub enum Outcome {
 }
 
 pub async fn act(group: &impl Group, plan: &Plan) -> Outcome {
+    if !matches!(plan.step, Step::Hold(_)) {
+        match group.refreshing().await {
+            Ok(true) => return Outcome::Refreshing,
+            Ok(false) => {}
+            // Rare as refreshes are, not knowing of one must not stop the fleet from growing.
+            Err(error) => debug!(%error, "whether an instance refresh is under way is unknown"),
+        }
+    }
     match plan.step {
         Step::Hold(_) => Outcome::Held,
         Step::Out { from, to } | Step::Cut { from, to } => resize(group, from, to).await,
@@ -114,6 +125,7 @@ impl fmt::Display for Outcome {
             Outcome::Overtaken { desired } => {
                 write!(f, "the group changed meanwhile (desired {desired}); nothing done")
             }
+            Outcome::Refreshing => f.write_str("an instance refresh is under way; nothing done"),
             Outcome::Later { terminated, why } => {
                 write!(f, "put off after {} terminations: {why}", terminated.len())
             }

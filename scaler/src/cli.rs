@@ -17,6 +17,7 @@ use weirgate_common::queue::Queue;
 use weirgate_common::telemetry::{self, Health, LogFormat};
 use weirgate_common::{aws, clock};
 
+use crate::cloudwatch::CloudWatch;
 use crate::group::AutoScalingGroup;
 use crate::history::History;
 use crate::policy::{Objective, Step};
@@ -400,7 +401,7 @@ async fn keepers(
     names: &[String],
     ledger: &Ledger,
     dry_run: bool,
-) -> Vec<Keeper<AutoScalingGroup, Queue>> {
+) -> Vec<Keeper<AutoScalingGroup, Queue, CloudWatch>> {
     let sdk = aws::sdk_config().await;
     let holder = holder();
     let keeper = |name: &String| {
@@ -415,6 +416,7 @@ async fn keepers(
                 aws::auto_scaling(&sdk),
                 fleet.auto_scaling_group.as_ref()?,
             ),
+            monitor: CloudWatch::new(aws_sdk_cloudwatch::Client::new(&sdk), name, &fleet.queue),
             ledger: ledger.clone(),
             holder: holder.clone(),
             dry_run,

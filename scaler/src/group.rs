@@ -5,8 +5,9 @@ use std::fmt;
 use std::future::Future;
 
 use aws_sdk_autoscaling::Client;
+use aws_sdk_autoscaling::config::retry::RetryConfig;
 use aws_sdk_autoscaling::error::{ProvideErrorMetadata, SdkError};
-use aws_sdk_autoscaling::types::LifecycleState;
+use aws_sdk_autoscaling::types::{Activity, LifecycleState};
 use weirgate_common::fault::chain;
 
 /// The port to one group. A call that returns an error may still have taken effect: callers
@@ -23,6 +24,13 @@ pub trait Group: Send + Sync {
         &self,
         instance: &InstanceId,
     ) -> impl Future<Output = Result<(), GroupError>> + Send;
+
+    /// Whether an instance refresh replaces instances right now: two who resize one group undo
+    /// each other's work.
+    fn refreshing(&self) -> impl Future<Output = Result<bool, GroupError>> + Send;
+
+    /// What the group says of its latest activity: who changed its size, and why.
+    fn latest_cause(&self) -> impl Future<Output = Result<Option<String>, GroupError>> + Send;
 }
 
 /// What the group is set to and what it has.
@@ -35,6 +43,9 @@ pub struct GroupState {
     pub instances: Vec<Instance>,
     /// Processes of the group that somebody has suspended (`Launch`, `Terminate`, …).
     pub suspended: BTreeSet<String>,
+    /// Why the group's latest launch failed, while it has fewer instances than it asks for. An
+    /// accepted size tells nothing of it.
+    pub launch_failure: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -145,7 +156,7 @@ impl Group for AutoScalingGroup {
             })
             .collect();
         instances.sort_by(|a, b| a.id.cmp(&b.id));
-        Ok(GroupState {
+        let mut state = GroupState {
             desired: size(group.desired_capacity, "DesiredCapacity")?,
             min: size(group.min_size, "MinSize")?,
             max: size(group.max_size, "MaxSize")?,
@@ -156,7 +167,13 @@ impl Group for AutoScalingGroup {
                 .into_iter()
                 .filter_map(|process| process.process_name)
                 .collect(),
-        })
+            launch_failure: None,
+        };
+        let coming = state.count(Life::InService) + state.count(Life::Pending);
+        if coming < state.desired {
+            state.launch_failure = self.launch_failure().await?;
+        }
+        Ok(state)
     }
 
     async fn set_desired(&self, desired: u32) -> Result<(), GroupError> {
@@ -182,6 +199,67 @@ impl Group for AutoScalingGroup {
             .map(drop)
             .map_err(|error| failure("TerminateInstanceInAutoScalingGroup", &error))
     }
+
+    async fn refreshing(&self) -> Result<bool, GroupError> {
+        // Asked once: no answer is no reason to wait, and emulators do not know this call.
+        let once =
+            aws_sdk_autoscaling::config::Builder::new().retry_config(RetryConfig::disabled());
+        let answer = self
+            .client
+            .describe_instance_refreshes()
+            .auto_scaling_group_name(&self.name)
+            .max_records(1)
+            .customize()
+            .config_override(once)
+            .send()
+            .await
+            .map_err(|error| failure("DescribeInstanceRefreshes", &error))?;
+        // Newest first.
+        let latest = answer.instance_refreshes().first().and_then(|refresh| refresh.status());
+        Ok(latest.is_some_and(|status| {
+            let replaces = ["Pending", "InProgress", "Cancelling", "RollbackInProgress", "Baking"];
+            replaces.contains(&status.as_str())
+        }))
+    }
+
+    async fn latest_cause(&self) -> Result<Option<String>, GroupError> {
+        let activities = self.activities(1).await?;
+        Ok(activities.into_iter().next().and_then(|activity| activity.cause))
+    }
+}
+
+impl AutoScalingGroup {
+    /// Newest first.
+    async fn activities(&self, count: i32) -> Result<Vec<Activity>, GroupError> {
+        let answer = self
+            .client
+            .describe_scaling_activities()
+            .auto_scaling_group_name(&self.name)
+            .max_records(count)
+            .send()
+            .await
+            .map_err(|error| failure("DescribeScalingActivities", &error))?;
+        Ok(answer.activities.unwrap_or_default())
+    }
+
+    async fn launch_failure(&self) -> Result<Option<String>, GroupError> {
+        Ok(latest_launch_failure(&self.activities(20).await?))
+    }
+}
+
+/// Of the launches among the newest activities, the latest that has ended, if it failed. Launches
+/// are told by their description, which the API reference gives as `Launching a new EC2 instance`.
+fn latest_launch_failure(activities: &[Activity]) -> Option<String> {
+    let is_launch = |activity: &&Activity| {
+        activity.description().is_some_and(|text| text.starts_with("Launching"))
+    };
+    let ended = |activity: &&Activity| {
+        let status = activity.status_code().map(|status| status.as_str());
+        matches!(status, Some("Successful" | "Failed" | "Cancelled"))
+    };
+    let latest = activities.iter().filter(is_launch).find(ended)?;
+    let failed = latest.status_code().is_some_and(|status| status.as_str() == "Failed");
+    failed.then(|| latest.status_message().unwrap_or("no reason given").to_owned())
 }
 
 fn life(state: &LifecycleState) -> Life {
@@ -222,6 +300,32 @@ where
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn launches_fail_until_one_succeeds() {
+        let activity = |description: &str, status: &str, message: &str| {
+            Activity::builder()
+                .activity_id("a")
+                .auto_scaling_group_name("g")
+                .cause("c")
+                .start_time(aws_sdk_autoscaling::primitives::DateTime::from_secs(0))
+                .description(description)
+                .status_code(status.into())
+                .status_message(message)
+                .build()
+        };
+        let failed = activity("Launching a new EC2 instance", "Failed", "no capacity");
+        let launched = activity("Launching a new EC2 instance: i-1", "Successful", "");
+        let waiting = activity("Launching a new EC2 instance: i-2", "PreInService", "");
+        let ended = activity("Terminating EC2 instance: i-1", "Successful", "");
+        let told = |activities: &[&Activity]| {
+            let activities: Vec<Activity> = activities.iter().map(|a| (*a).clone()).collect();
+            latest_launch_failure(&activities)
+        };
+        assert_eq!(told(&[&ended, &waiting, &failed, &launched]).as_deref(), Some("no capacity"));
+        assert_eq!(told(&[&ended, &launched, &failed]), None);
+        assert_eq!(told(&[]), None);
+    }
 
     #[test]
     fn lifecycle_states_are_read_by_what_they_mean_for_capacity() {

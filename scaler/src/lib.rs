@@ -2,7 +2,7 @@
 //! for.
 //!
 //! ```text
-//! group     the Auto Scaling group: its state, and the two ways to change its size
+//! group, cloudwatch   the Auto Scaling group and the two ways to change its size; second opinions
 //!   └─▶ observe     queue, group and workers at one moment; what fails is unknown, not zero
 //!         └─▶ saturation  whether more workers have settled more
 //!         └─▶ history     what past observations say that the latest does not
@@ -19,6 +19,8 @@
 //! its figures: `docs/scaling.md`.
 
 pub mod group;
+
+pub mod cloudwatch;
 
 pub mod observe;
 

@@ -8,6 +8,7 @@ use weirgate_common::clock::{self, Timestamp};
 use weirgate_common::ledger::{Ledger, LedgerError, WorkerReport, WorkerState};
 use weirgate_common::queue::{Depth, Queue, QueueError};
 
+use crate::cloudwatch::{Aged, Monitor};
 use crate::group::{Group, GroupState, InstanceId};
 
 /// One source that has not answered after this long counts as unknown: a decision on what is
@@ -38,6 +39,9 @@ pub struct Observation {
     pub depth: Reading<Depth>,
     pub group: Reading<GroupState>,
     pub workers: Reading<Vec<WorkerReport>>,
+    /// What CloudWatch says of the oldest message, where it says anything: late, and blind to
+    /// messages that were received three times, but independent of counters and workers.
+    pub oldest: Reading<Option<Aged>>,
     /// Messages dead-lettered in the last [`FAILURES_SPAN`].
     pub dead_letters: Reading<u64>,
 }
@@ -84,16 +88,18 @@ pub async fn observe(
     feeds: &[String],
     gauge: &impl Gauge,
     group: &impl Group,
+    monitor: &impl Monitor,
     ledger: &Ledger,
 ) -> Observation {
     let at = clock::now();
-    let (depth, group, workers, dead_letters) = tokio::join!(
+    let (depth, group, workers, oldest, dead_letters) = tokio::join!(
         answer(gauge.depth()),
         answer(group.describe()),
         answer(ledger.workers(fleet, at.before(REPORT_AGE_MAX))),
+        answer(monitor.oldest(at)),
         answer(dead_letters(feeds, at.before(FAILURES_SPAN), ledger)),
     );
-    Observation { at, depth, group, workers, dead_letters }
+    Observation { at, depth, group, workers, oldest, dead_letters }
 }
 
 async fn dead_letters(
@@ -109,13 +115,16 @@ async fn dead_letters(
     Ok(sum)
 }
 
-async fn answer<T, E: std::error::Error>(
+fn answer<T, E: std::error::Error>(
     question: impl Future<Output = Result<T, E>>,
-) -> Reading<T> {
+) -> impl Future<Output = Reading<T>> {
     // Boxed: the futures of the AWS SDK are several kilobytes each.
-    match tokio::time::timeout(ANSWER_MAX, Box::pin(question)).await {
-        Ok(Ok(value)) => Reading::Known(value),
-        Ok(Err(error)) => Reading::Unknown(weirgate_common::fault::chain(&error)),
-        Err(_) => Reading::Unknown(format!("no answer within {} s", ANSWER_MAX.as_secs())),
+    let question = Box::pin(question);
+    async {
+        match tokio::time::timeout(ANSWER_MAX, question).await {
+            Ok(Ok(value)) => Reading::Known(value),
+            Ok(Err(error)) => Reading::Unknown(weirgate_common::fault::chain(&error)),
+            Err(_) => Reading::Unknown(format!("no answer within {} s", ANSWER_MAX.as_secs())),
+        }
     }
 }

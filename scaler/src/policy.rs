@@ -10,6 +10,7 @@ use weirgate_common::clock::Timestamp;
 use weirgate_common::ledger::{WorkerReport, WorkerState};
 use weirgate_common::queue::Depth;
 
+use crate::cloudwatch::Aged;
 use crate::group::{GroupState, InstanceId, Life};
 use crate::history::History;
 use crate::observe::Observation;
@@ -147,17 +148,19 @@ fn inputs(history: &History, observation: &Observation, now: Timestamp) -> Input
         // Held by workers that are not heard, as far as anybody knows.
         _ => 0,
     };
+    let aged = observation.oldest.known().copied().flatten();
+    let waited = |aged: Aged| aged.age + now.since(aged.at);
     let total = observation.depth.known().map_or(0, |depth| depth.total());
     let waiting = total.saturating_sub(held + parked);
     let rate = history.arrival_rate();
     // Three upper bounds, none good in all cases: what workers hold tells when it was sent, but
     // also how long it has been worked on; what waits is not older than the time since the queue
-    // was last seen empty, nor than the time it took to arrive.
-    let oldest = fresh
-        .values()
-        .filter_map(|report| report.oldest_message_at)
-        .min()
-        .map_or(history.occupied_for(), |sent_at| now.since(sent_at));
+    // was last seen empty, nor than the time it took to arrive. Where nobody holds anything, what
+    // waits may be older than this scaler has been looking; CloudWatch has looked for longer.
+    let oldest = fresh.values().filter_map(|report| report.oldest_message_at).min().map_or_else(
+        || history.occupied_for().max(aged.filter(|_| total > 0).map_or(Duration::ZERO, waited)),
+        |sent_at| now.since(sent_at),
+    );
     let arrived_in = match rate {
         Some(rate) if rate > 0.0 => Duration::try_from_secs_f64(waiting as f64 / rate).ok(),
         _ => None,
@@ -168,6 +171,7 @@ fn inputs(history: &History, observation: &Observation, now: Timestamp) -> Input
         ("queue", observation.depth.why_unknown()),
         ("group", observation.group.why_unknown()),
         ("workers", observation.workers.why_unknown()),
+        ("oldest message", observation.oldest.why_unknown()),
         ("dead letters", observation.dead_letters.why_unknown()),
     ];
     Inputs {
@@ -177,6 +181,8 @@ fn inputs(history: &History, observation: &Observation, now: Timestamp) -> Input
         in_service: group.map(|group| group.count(Life::InService)),
         pending: group.map(|group| group.count(Life::Pending)),
         leaving: group.map(|group| group.count(Life::Leaving)),
+        launch_failure: group.and_then(|group| group.launch_failure.clone()),
+        queue_oldest_ms: aged.map(|aged| millis(aged.age)),
         workers: workers_known.then_some(fresh.len()),
         busy: workers_known.then_some(held),
         parked,
@@ -320,14 +326,22 @@ fn may_shrink(
         return Err(HoldReason::InstancePending);
     }
     let busy = observation.fresh_workers(now).values().any(|report| report.busy > 0);
-    if depth.total() == 0 && !busy && history.empty_for() >= objective.settle {
-        return Ok(Proof::Empty);
+    let (empty_for, mut contradicted) = (history.empty_for(), false);
+    if depth.total() == 0 && !busy && empty_for >= objective.settle {
+        let aged = observation.oldest.known().copied().flatten();
+        let waits = |aged: Aged| aged.age > Duration::ZERO && aged.at >= now.before(empty_for);
+        if !aged.is_some_and(waits) {
+            return Ok(Proof::Empty);
+        }
+        contradicted = true;
     }
     // An instance let go too early costs another boot: wait for as long as that is worth, and
     // never less than the counters may lag.
     let wait = history.boot().max(objective.settle);
     match history.wanted_within(now, wait) {
-        Some(most) if most < group.desired => Ok(Proof::Surplus { instances: most.max(1) }),
+        // The last goes on proof alone.
+        Some(most) if most.max(1) < group.desired => Ok(Proof::Surplus { instances: most.max(1) }),
+        _ if contradicted => Err(HoldReason::Contradicted),
         _ => Err(HoldReason::Settling),
     }
 }

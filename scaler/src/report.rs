@@ -57,6 +57,8 @@ pub enum HoldReason {
     InFlightLimit,
     /// Nearly all that is settled goes to the dead-letter queue, and so would the rest.
     MostlyPoison,
+    /// The queue's counters say that it is empty, CloudWatch that something waits in it.
+    Contradicted,
     /// Somebody suspended the process of the group that the step needs.
     LaunchSuspended,
     TerminateSuspended,
@@ -91,6 +93,10 @@ pub struct Inputs {
     pub in_service: Option<u32>,
     pub pending: Option<u32>,
     pub leaving: Option<u32>,
+    /// Why the group's latest launch failed, while instances are missing.
+    pub launch_failure: Option<String>,
+    /// What CloudWatch last said that the oldest message has waited, where it says anything.
+    pub queue_oldest_ms: Option<u64>,
     /// Workers with a fresh report, and the messages they hold.
     pub workers: Option<usize>,
     pub busy: Option<u64>,
@@ -182,6 +188,7 @@ impl fmt::Display for HoldReason {
             }
             HoldReason::InFlightLimit => "the queue has no more messages to hand out in flight",
             HoldReason::MostlyPoison => "nearly every message is dead-lettered",
+            HoldReason::Contradicted => "the counters say empty, CloudWatch that a message waits",
             HoldReason::LaunchSuspended => "the group's Launch process is suspended",
             HoldReason::TerminateSuspended => "the group's Terminate process is suspended",
             HoldReason::NoIdleVictim => "no instance is idle and unprotected",
@@ -218,12 +225,18 @@ impl fmt::Display for Report {
             }
             None => writeln!(f, "  queue    unknown")?,
         }
+        if let Some(ms) = inputs.queue_oldest_ms {
+            writeln!(f, "  oldest   {} s, says CloudWatch", ms / 1000)?;
+        }
         match (inputs.desired, inputs.in_service, inputs.pending, inputs.leaving) {
             (Some(desired), Some(in_service), Some(pending), Some(leaving)) => writeln!(
                 f,
                 "  group    desired {desired}: in service {in_service}, pending {pending}, leaving {leaving}"
             )?,
             _ => writeln!(f, "  group    unknown")?,
+        }
+        if let Some(why) = &inputs.launch_failure {
+            writeln!(f, "  launches  fail: {why}")?;
         }
         if let Some(from) = inputs.changed_from {
             writeln!(f, "  foreign  somebody else changed the size we left at {from}")?;

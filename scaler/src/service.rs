@@ -20,6 +20,7 @@ use weirgate_common::ledger::{Ledger, LedgerError, PlanRecord};
 use weirgate_common::telemetry::Health;
 
 use crate::act::{Outcome, act};
+use crate::cloudwatch::{self, Monitor, Series};
 use crate::group::Group;
 use crate::history::History;
 use crate::observe::{ANSWER_MAX, Gauge, Observation, observe};
@@ -39,13 +40,14 @@ const CONNECTIONS_MAX: u32 = 4;
 
 /// One fleet to keep at its size.
 #[derive(Debug)]
-pub struct Keeper<G, Q> {
+pub struct Keeper<G, Q, M> {
     pub fleet: String,
     /// What its importers import.
     pub feeds: Vec<String>,
     pub objective: Objective,
     pub gauge: Q,
     pub group: G,
+    pub monitor: M,
     pub ledger: Ledger,
     /// Names this process in the lease, unlike any other.
     pub holder: String,
@@ -155,9 +157,13 @@ struct Memory {
     role: Option<Role>,
     told: Option<(Step, Outcome)>,
     recorded_at: Option<Timestamp>,
+    published_at: Option<Timestamp>,
+    /// Whether the last attempt to publish went well; told when it changes.
+    publishes: Option<bool>,
+    launch_failure: Option<String>,
 }
 
-impl<G: Group, Q: Gauge> Keeper<G, Q> {
+impl<G: Group, Q: Gauge, M: Monitor> Keeper<G, Q, M> {
     /// Keeps the fleet at its size until told to stop, then gives the lease up.
     pub async fn run(self, mut stop: watch::Receiver<bool>, readiness: Readiness) {
         let span = tracing::info_span!("fleet", name = %self.fleet);
@@ -195,8 +201,15 @@ impl<G: Group, Q: Gauge> Keeper<G, Q> {
 
     /// One observation and what the policy makes of it; nothing is written anywhere.
     pub async fn look(&self, history: &mut History) -> (Observation, Plan) {
-        let observation =
-            observe(&self.fleet, &self.feeds, &self.gauge, &self.group, &self.ledger).await;
+        let observation = observe(
+            &self.fleet,
+            &self.feeds,
+            &self.gauge,
+            &self.group,
+            &self.monitor,
+            &self.ledger,
+        )
+        .await;
         history.learn(&observation);
         let plan = plan(&self.objective, history, &observation, clock::now());
         history.note_wanted(observation.at, plan.report.wanted);
@@ -221,12 +234,19 @@ impl<G: Group, Q: Gauge> Keeper<G, Q> {
             Outcome::Later { .. } | Outcome::Refused { .. } | Outcome::StoodBy => {
                 memory.history.note_left_at(None);
             }
-            Outcome::Held | Outcome::Overtaken { .. } | Outcome::DryRun => {}
+            Outcome::Held | Outcome::Overtaken { .. } | Outcome::Refreshing | Outcome::DryRun => {}
         }
         let changed_from = plan.report.inputs.changed_from;
         if let (Some(from), Some(to)) = (changed_from, plan.report.inputs.desired) {
-            warn!(from, to, "somebody else changed the group's size; planning from there");
+            let cause = self.foreign_cause().await;
+            warn!(from, to, cause, "somebody else changed the group's size; planning from there");
         }
+        let failure = &plan.report.inputs.launch_failure;
+        if failure.is_some() && memory.launch_failure != *failure {
+            warn!(why = failure, "the group cannot launch what it asks for; it keeps trying");
+            counter!("weirgate_launch_failures_total", "fleet" => self.fleet.clone()).increment(1);
+        }
+        memory.launch_failure.clone_from(failure);
         self.measure(&plan, role, &outcome);
         let now = clock::now();
         let decision = (plan.step, outcome);
@@ -239,6 +259,11 @@ impl<G: Group, Q: Gauge> Keeper<G, Q> {
         if role == Role::Acting && (changed || due) && self.record(&plan, &decision.1, now).await {
             memory.recorded_at = Some(now);
         }
+        let is_due = memory.published_at.is_none_or(|at| now.since(at) >= cloudwatch::PERIOD);
+        if role == Role::Acting && is_due {
+            memory.published_at = Some(now);
+            self.publish(memory, &plan, now).await;
+        }
         memory.told = Some(decision);
         observation
     }
@@ -250,6 +275,42 @@ impl<G: Group, Q: Gauge> Keeper<G, Q> {
         tokio::time::timeout(ANSWER_MAX, act(&self.group, plan))
             .await
             .unwrap_or_else(|_| Outcome::Later { terminated: Vec::new(), why: why() })
+    }
+
+    /// What the group's own log says of a change that was not ours.
+    async fn foreign_cause(&self) -> String {
+        match tokio::time::timeout(ANSWER_MAX, self.group.latest_cause()).await {
+            Ok(Ok(cause)) => cause.unwrap_or_default(),
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => String::new(),
+        }
+    }
+
+    /// One scaler publishes, or the series would count everything twice.
+    async fn publish(&self, memory: &mut Memory, plan: &Plan, at: Timestamp) {
+        let inputs = &plan.report.inputs;
+        let backlog = inputs.depth.map(|depth| depth.total());
+        let oldest = backlog.map(|count| if count == 0 { 0 } else { inputs.oldest_ms });
+        let series: Vec<Series> = [
+            backlog.map(Series::Backlog),
+            oldest.map(|ms| Series::Freshness(Duration::from_millis(ms))),
+            inputs.desired.map(|_| Series::Desired(plan.desired)),
+            inputs.in_service.map(Series::InService),
+        ]
+        .into_iter()
+        .flatten()
+        .collect();
+        let sent = tokio::time::timeout(ANSWER_MAX, self.monitor.publish(at, &series)).await;
+        let failed = match sent {
+            Ok(Ok(())) => None,
+            Ok(Err(error)) => Some(error.to_string()),
+            Err(_) => Some(format!("no answer within {} s", ANSWER_MAX.as_secs())),
+        };
+        if memory.publishes.replace(failed.is_none()) != Some(failed.is_none())
+            && let Some(cause) = failed
+        {
+            warn!(cause, "the series did not reach CloudWatch");
+        }
     }
 
     async fn renew(&self, memory: &mut Memory) -> Role {
@@ -369,7 +430,7 @@ fn tell(plan: &Plan, outcome: &Outcome) {
     match (outcome, plan.step) {
         (Outcome::StoodBy, _) => debug!(%outcome, "{headline}"),
         (Outcome::Refused { .. }, _) => error!(%outcome, "{headline}"),
-        (Outcome::Later { .. }, _) => warn!(%outcome, "{headline}"),
+        (Outcome::Later { .. } | Outcome::Refreshing, _) => warn!(%outcome, "{headline}"),
         (
             _,
             Step::Hold(

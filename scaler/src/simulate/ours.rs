@@ -100,8 +100,11 @@ impl Running {
                 max: self.objective.instances_max,
                 instances,
                 suspended: Default::default(),
+                launch_failure: None,
             }),
             workers: Reading::Known(self.reports.clone()),
+            // The simulated CloudWatch has no age of the oldest message.
+            oldest: Reading::Known(None),
             dead_letters: Reading::Known(given_up_lately),
         };
         self.history.learn(&observation);

@@ -23,6 +23,7 @@ async fn planned(world: &World, visible: u64) -> Plan {
             depth: Reading::Known(depth),
             group: Reading::Known(world.describe().await.unwrap()),
             workers: Reading::Known(Vec::new()),
+            oldest: Reading::Known(None),
             dead_letters: Reading::Known(0),
         };
         history.learn(&observation);
@@ -100,4 +101,15 @@ async fn instances_that_never_came_are_cut_without_a_victim() {
     late.id = InstanceId("i-late".into());
     world.lock().group.instances.push(late);
     assert_eq!(act(&world, &cut).await, Outcome::Overtaken { desired: 3 });
+}
+
+#[tokio::test]
+async fn nothing_is_done_while_an_instance_refresh_replaces_instances() {
+    let world = World::new(0, 0, 10);
+    let out = planned(&world, 1_000).await;
+    world.lock().refreshing = true;
+    assert_eq!(act(&world, &out).await, Outcome::Refreshing);
+    assert!(world.lock().writes.is_empty());
+    world.lock().refreshing = false;
+    assert_eq!(act(&world, &out).await, Outcome::Done);
 }

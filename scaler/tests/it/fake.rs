@@ -3,7 +3,9 @@
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use weirgate_common::clock::Timestamp;
 use weirgate_common::queue::{Depth, QueueError};
+use weirgate_scaler::cloudwatch::{Aged, Monitor, MonitorError, Series};
 use weirgate_scaler::group::{Group, GroupError, GroupState, Instance, InstanceId, Life};
 use weirgate_scaler::observe::Gauge;
 
@@ -18,6 +20,9 @@ pub(crate) struct State {
     /// Every write that took effect, in order.
     pub(crate) writes: Vec<String>,
     pub(crate) away: bool,
+    pub(crate) published: Vec<Series>,
+    /// An instance refresh is under way.
+    pub(crate) refreshing: bool,
     /// The next write answers this code.
     pub(crate) busy_once: bool,
     launched: u32,
@@ -32,10 +37,13 @@ impl World {
                 max,
                 instances: Vec::new(),
                 suspended: BTreeSet::new(),
+                launch_failure: None,
             },
             depth: Depth { visible: 0, in_flight: 0, delayed: 0 },
             writes: Vec::new(),
             away: false,
+            published: Vec::new(),
+            refreshing: false,
             busy_once: false,
             launched: 0,
         })));
@@ -110,6 +118,26 @@ impl Group for World {
         state.group.instances.retain(|i| i.id != *instance);
         state.group.desired -= 1;
         state.writes.push(format!("terminate {instance}"));
+        Ok(())
+    }
+
+    async fn refreshing(&self) -> Result<bool, GroupError> {
+        let state = self.lock();
+        Ok(state.refreshing)
+    }
+
+    async fn latest_cause(&self) -> Result<Option<String>, GroupError> {
+        Ok(Some("a user request changed the desired capacity".to_owned()))
+    }
+}
+
+impl Monitor for World {
+    async fn oldest(&self, _: Timestamp) -> Result<Option<Aged>, MonitorError> {
+        Ok(None)
+    }
+
+    async fn publish(&self, _: Timestamp, series: &[Series]) -> Result<(), MonitorError> {
+        self.lock().published.extend(series);
         Ok(())
     }
 }

@@ -7,6 +7,7 @@ use tokio::task::JoinHandle;
 use weirgate_common::config::Database;
 use weirgate_common::ledger::Ledger;
 use weirgate_common::telemetry::Health;
+use weirgate_scaler::cloudwatch::Series;
 use weirgate_scaler::group::Group;
 use weirgate_scaler::policy::Objective;
 use weirgate_scaler::service::{Keeper, Readiness};
@@ -39,6 +40,7 @@ fn start(world: &World, ledger: &Ledger, holder: &str) -> Scaler {
         },
         gauge: world.clone(),
         group: world.clone(),
+        monitor: world.clone(),
         ledger: ledger.clone(),
         holder: holder.to_owned(),
         dry_run: false,
@@ -98,6 +100,11 @@ async fn a_size_changed_by_somebody_else_is_recorded_and_planned_from() {
     world.lock().depth.visible = 500;
     let _scaler = start(&world, &ledger, "one");
     until("two instances", async || world.desired() == 2).await;
+    until("its series", async || {
+        let published = world.lock().published.clone();
+        [Series::Backlog(500), Series::Desired(2)].iter().all(|value| published.contains(value))
+    })
+    .await;
     // Only the size we saw after our own step can be changed by others.
     tokio::time::sleep(PERIOD * 4).await;
     world.set_desired(1).await.unwrap();

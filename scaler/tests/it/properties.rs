@@ -8,6 +8,7 @@ use proptest::prelude::*;
 use weirgate_common::clock::Timestamp;
 use weirgate_common::ledger::{WorkerReport, WorkerState};
 use weirgate_common::queue::Depth;
+use weirgate_scaler::cloudwatch::Aged;
 use weirgate_scaler::group::{GroupState, Instance, InstanceId, Life};
 use weirgate_scaler::history::History;
 use weirgate_scaler::observe::{Observation, Reading};
@@ -89,6 +90,7 @@ fn group() -> impl Strategy<Value = GroupState> {
                 max: min + room,
                 instances,
                 suspended: suspended.map(str::to_owned).into_iter().collect::<BTreeSet<_>>(),
+                launch_failure: None,
             };
             state.desired = state.count(Life::InService) + state.count(Life::Pending) + absent;
             state
@@ -141,6 +143,7 @@ fn in_vain(objective: &Objective) -> Vec<Observation> {
                 depth: Reading::Known(Depth { visible, in_flight: 0, delayed: 0 }),
                 group: Reading::Unknown("away".to_owned()),
                 workers: Reading::Known((0..workers).map(report).collect()),
+                oldest: Reading::Known(None),
                 dead_letters: Reading::Known(0),
             }
         })
@@ -167,13 +170,24 @@ fn case() -> impl Strategy<Value = Case> {
         let dead_letters = vec(reading(prop_oneof![Just(0u64), 0..100_000u64]), count);
         let groups = vec(reading(group()), count);
         let workers: Vec<_> = (0..count).map(|i| reading(workers(at(i)))).collect();
-        let scenes = (groups, workers, dead_letters, any::<bool>());
+        let aged = (0..600u64, 0..600u64).prop_map(move |(at, age)| Aged {
+            at: Timestamp::from_unix_ms(1_000 * at as i64),
+            age: Duration::from_secs(age),
+        });
+        let oldest = reading(proptest::option::of(aged));
+        let scenes = (groups, workers, dead_letters, oldest, any::<bool>());
         (Just(objective), Just(depths), scenes).prop_map(
-            move |(objective, depths, (groups, workers, dead_letters, saturated))| {
+            move |(objective, depths, (groups, workers, dead_letters, oldest, saturated))| {
                 let scenes = depths.into_iter().zip(groups).zip(workers).zip(dead_letters);
-                let scenes = scenes.enumerate().map(|(i, (((depth, group), workers), dead))| {
-                    Observation { at: at(i), depth, group, workers, dead_letters: dead }
-                });
+                let scenes =
+                    scenes.enumerate().map(|(i, (((depth, group), workers), dead))| Observation {
+                        at: at(i),
+                        depth,
+                        group,
+                        workers,
+                        oldest: oldest.clone(),
+                        dead_letters: dead,
+                    });
                 let before = if saturated { in_vain(&objective) } else { Vec::new() };
                 let observations = before.into_iter().chain(scenes).collect();
                 Case { objective, observations }

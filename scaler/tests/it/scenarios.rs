@@ -8,6 +8,8 @@
 //! instance ID in_service | pending | leaving | protected | gone
 //! worker ID busy=N rate=PER_MINUTE oldest=SECONDS waiting=1 | worker ID silent | workers unknown | workers known
 //! dead_letters N     in the last five minutes
+//! cloudwatch SECONDS | cloudwatch none     age of the oldest message, as of now
+//! launches fail REASON | launches work
 //! for SECONDS        observe and plan every period; print the first plan and each that differs
 //! plan               print the whole report of a plan made now
 //! ```
@@ -20,6 +22,7 @@ use std::time::Duration;
 use weirgate_common::clock::Timestamp;
 use weirgate_common::ledger::{WorkerReport, WorkerState};
 use weirgate_common::queue::Depth;
+use weirgate_scaler::cloudwatch::Aged;
 use weirgate_scaler::group::{GroupState, Instance, InstanceId, Life};
 use weirgate_scaler::history::History;
 use weirgate_scaler::observe::{Observation, Reading};
@@ -57,6 +60,7 @@ struct Scene {
     workers: BTreeMap<String, Worker>,
     workers_known: bool,
     dead_letters: u64,
+    oldest: Option<Aged>,
     said: String,
 }
 
@@ -73,11 +77,13 @@ impl Scene {
                 max: 20,
                 instances: Vec::new(),
                 suspended: [].into(),
+                launch_failure: None,
             },
             group_known: true,
             workers: BTreeMap::new(),
             workers_known: true,
             dead_letters: 0,
+            oldest: None,
             said: String::new(),
         }
     }
@@ -108,6 +114,7 @@ impl Scene {
                 true => Reading::Known(reports.collect()),
                 false => Reading::Unknown(unknown()),
             },
+            oldest: Reading::Known(self.oldest),
             dead_letters: Reading::Known(self.dead_letters),
         }
     }
@@ -118,6 +125,13 @@ impl Scene {
         let words: Vec<&str> = words.collect();
         match (command, words.as_slice()) {
             ("queue", ["unknown"]) => self.depth = None,
+            ("launches", ["work"]) => self.group.launch_failure = None,
+            ("launches", ["fail", why @ ..]) => self.group.launch_failure = Some(why.join(" ")),
+            ("cloudwatch", ["none"]) => self.oldest = None,
+            ("cloudwatch", [seconds]) => {
+                let age = Duration::from_secs(seconds.parse().unwrap());
+                self.oldest = Some(Aged { at: self.now, age });
+            }
             ("queue", [counts]) => {
                 let counts: Vec<u64> = counts.split('/').map(|n| n.parse().unwrap()).collect();
                 let [visible, in_flight, delayed] = counts[..] else { panic!("{line}") };
