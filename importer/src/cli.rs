@@ -3,14 +3,18 @@
 use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use aws_config::SdkConfig;
 use backon::{ExponentialBuilder, Retryable};
 use clap::Parser;
+use tokio::sync::watch;
 use weirgate_common::aws;
+use weirgate_common::clock;
 use weirgate_common::config::{self, Config};
 use weirgate_common::fault::{self, Fault};
 use weirgate_common::ledger::Ledger;
@@ -18,6 +22,7 @@ use weirgate_common::queue::Queue;
 use weirgate_common::telemetry::{self, Health, LogFormat};
 
 use crate::import::Importer;
+use crate::instance::{Instance, Notice};
 use crate::object::Objects;
 use crate::protocol::Grouping;
 use crate::schemas::Schemas;
@@ -31,7 +36,9 @@ use crate::worker::Worker;
 /// the queue's dead-letter queue with its reason. Any number of importers may work one queue.
 ///
 /// SIGTERM or SIGINT drains: running imports finish within importer.drain_grace, everything else
-/// is given back to the queue at once.
+/// is given back to the queue at once. So do, on an instance of the fleet's Auto Scaling group, the
+/// group's termination lifecycle hook, which is completed when nothing is held any more, and the
+/// Spot notice; both come through the metadata service (IMDSv2).
 #[derive(Debug, Parser)]
 #[command(
     name = "importer",
@@ -105,8 +112,9 @@ async fn work(config: Config, fleet: String, listen: Option<SocketAddr>) -> anyh
             .with_context(|| format!("cannot listen on {listen}; choose another --listen"))?;
         tracing::info!(%address, "serving metrics and health");
     }
+    let sdk = aws::sdk_config().await;
     let worker = tokio::select! {
-        worker = connect(config, fleet, health) => worker?,
+        worker = connect(&sdk, config, fleet, health) => worker?,
         () = &mut shutdown => return Ok(()),
     };
     tracing::info!(
@@ -116,13 +124,64 @@ async fn work(config: Config, fleet: String, listen: Option<SocketAddr>) -> anyh
         database = %worker.config.database,
         "importing"
     );
-    worker.run(shutdown).await;
+    let grace = worker.config.importer.drain_grace;
+    let group = worker.config.fleets[&worker.fleet].auto_scaling_group.clone();
+    let auto_scaling = aws::auto_scaling(&sdk);
+    match group.and_then(|group| Instance::new(auto_scaling, &group)) {
+        None => {
+            let shutdown = async {
+                shutdown.await;
+                grace
+            };
+            worker.run(shutdown).await;
+        }
+        Some(instance) => work_on(&instance, worker, grace, shutdown).await,
+    }
     Ok(())
 }
 
-async fn connect(config: Config, fleet: String, health: Health) -> anyhow::Result<Worker> {
-    let sdk = aws::sdk_config().await;
-    let queue = Queue::new(aws::sqs(&sdk), &config.fleets[&fleet].queue);
+/// Works until the process or its instance is to end, and lets the group end the instance once
+/// nothing is held.
+async fn work_on(
+    instance: &Instance,
+    worker: Worker,
+    grace: Duration,
+    mut stopped: Pin<&mut impl Future<Output = ()>>,
+) {
+    let (told, mut heard) = watch::channel(None);
+    let drained = worker.run(async {
+        tokio::select! {
+            () = &mut stopped => grace,
+            notice = instance.notice() => {
+                told.send_replace(Some(notice));
+                notice.grace(grace, clock::now())
+            }
+        }
+    });
+    // Only the group's own termination can be asked to wait.
+    let waiting = async {
+        drop(heard.wait_for(|notice| *notice == Some(Notice::Terminating)).await);
+        instance.hold_on().await;
+    };
+    tokio::select! {
+        () = drained => {}
+        () = waiting => {}
+    }
+    if told.borrow().is_some() {
+        instance.complete().await;
+        // A container that ends is started again, and would take messages of an instance that
+        // is about to go.
+        stopped.await;
+    }
+}
+
+async fn connect(
+    sdk: &SdkConfig,
+    config: Config,
+    fleet: String,
+    health: Health,
+) -> anyhow::Result<Worker> {
+    let queue = Queue::new(aws::sqs(sdk), &config.fleets[&fleet].queue);
     // One connection per import, one for reports and failures, one to probe.
     let connections = u32::try_from(config.importer.slots + 2).unwrap_or(u32::MAX);
     let ledger = (|| Ledger::open(&config.database, connections))
@@ -143,7 +202,7 @@ async fn connect(config: Config, fleet: String, health: Health) -> anyhow::Resul
     let schemas = Schemas::open(config.importer.schemas.clone(), ledger.clone()).await?;
     let importer = Importer {
         schemas: Arc::new(schemas),
-        objects: Objects::new(aws::s3(&sdk), config.importer.object_bytes_max),
+        objects: Objects::new(aws::s3(sdk), config.importer.object_bytes_max),
         sink: Sink::new(&ledger),
         worker: identity(),
     };

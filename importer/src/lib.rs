@@ -10,6 +10,7 @@
 //!                           └─▶ import     one event of one feed, settled
 //!   intake, sqs      messages in, acknowledgements out
 //!         └─▶ worker     the one select!: runs effects, feeds results back
+//!   instance         the machine is to go; the group may let it
 //!               └─▶ cli      the program
 //! ```
 
@@ -32,5 +33,7 @@ pub mod import;
 mod intake;
 pub mod sqs;
 pub mod worker;
+
+mod instance;
 
 pub mod cli;

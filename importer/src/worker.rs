@@ -121,8 +121,8 @@ struct Run<W: World> {
 }
 
 impl<W: World> Worker<W> {
-    /// Works until `shutdown` resolves and the drain is complete.
-    pub async fn run(self, shutdown: impl Future<Output = ()>) {
+    /// Works until `shutdown` resolves to what the drain may take, and the drain is complete.
+    pub async fn run(self, shutdown: impl Future<Output = Duration>) {
         let settings = &self.config.importer;
         let limits = Limits {
             slots: settings.slots,
@@ -170,9 +170,8 @@ impl<W: World> Worker<W> {
                     run.report();
                     Input::Wake
                 }
-                () = &mut shutdown, if !run.draining => {
+                grace = &mut shutdown, if !run.draining => {
                     run.draining = true;
-                    let grace = run.worker.config.importer.drain_grace;
                     tracing::info!(held = run.protocol.held(), ?grace, "draining");
                     Input::Drain(clock::monotonic() + grace)
                 }
