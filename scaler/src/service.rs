@@ -181,7 +181,7 @@ impl<G: Group, Q: Gauge, M: Monitor> Keeper<G, Q, M> {
                 match input {
                     Input::Stop => break,
                     Input::Renew => {
-                        self.renew(&mut memory).await;
+                        self.renew(&mut memory.role).await;
                     }
                     Input::Decide => {
                         let observation = self.decide(&mut memory).await;
@@ -217,14 +217,15 @@ impl<G: Group, Q: Gauge, M: Monitor> Keeper<G, Q, M> {
     }
 
     async fn decide(&self, memory: &mut Memory) -> Observation {
-        let (observation, plan) = self.look(&mut memory.history).await;
+        let looking = Box::pin(self.look(&mut memory.history));
+        let (observation, plan) = self.keeping_lease(&mut memory.role, looking).await;
         // Asked after the observation, which may have taken its time, and before the writing.
-        let role = self.renew(memory).await;
+        let role = self.renew(&mut memory.role).await;
         let outcome = match (role, plan.step) {
             (Role::Standby | Role::Unknown, _) => Outcome::StoodBy,
             (Role::Acting, Step::Hold(_)) => Outcome::Held,
             (Role::Acting, _) if self.dry_run => Outcome::DryRun,
-            (Role::Acting, _) => self.act(&plan).await,
+            (Role::Acting, _) => self.keeping_lease(&mut memory.role, self.act(&plan)).await,
         };
         match &outcome {
             Outcome::Done | Outcome::AlreadyThere => {
@@ -238,7 +239,7 @@ impl<G: Group, Q: Gauge, M: Monitor> Keeper<G, Q, M> {
         }
         let changed_from = plan.report.inputs.changed_from;
         if let (Some(from), Some(to)) = (changed_from, plan.report.inputs.desired) {
-            let cause = self.foreign_cause().await;
+            let cause = self.keeping_lease(&mut memory.role, self.foreign_cause()).await;
             warn!(from, to, cause, "somebody else changed the group's size; planning from there");
         }
         let failure = &plan.report.inputs.launch_failure;
@@ -262,7 +263,8 @@ impl<G: Group, Q: Gauge, M: Monitor> Keeper<G, Q, M> {
         let is_due = memory.published_at.is_none_or(|at| now.since(at) >= cloudwatch::PERIOD);
         if role == Role::Acting && is_due {
             memory.published_at = Some(now);
-            self.publish(memory, &plan, now).await;
+            let publishing = self.publish(&mut memory.publishes, &plan, now);
+            self.keeping_lease(&mut memory.role, publishing).await;
         }
         memory.told = Some(decision);
         observation
@@ -287,7 +289,7 @@ impl<G: Group, Q: Gauge, M: Monitor> Keeper<G, Q, M> {
     }
 
     /// One scaler publishes, or the series would count everything twice.
-    async fn publish(&self, memory: &mut Memory, plan: &Plan, at: Timestamp) {
+    async fn publish(&self, well: &mut Option<bool>, plan: &Plan, at: Timestamp) {
         let inputs = &plan.report.inputs;
         let backlog = inputs.depth.map(|depth| depth.total());
         let oldest = backlog.map(|count| if count == 0 { 0 } else { inputs.oldest_ms });
@@ -306,14 +308,28 @@ impl<G: Group, Q: Gauge, M: Monitor> Keeper<G, Q, M> {
             Ok(Err(error)) => Some(error.to_string()),
             Err(_) => Some(format!("no answer within {} s", ANSWER_MAX.as_secs())),
         };
-        if memory.publishes.replace(failed.is_none()) != Some(failed.is_none())
+        if well.replace(failed.is_none()) != Some(failed.is_none())
             && let Some(cause) = failed
         {
             warn!(cause, "the series did not reach CloudWatch");
         }
     }
 
-    async fn renew(&self, memory: &mut Memory) -> Role {
+    /// Sources that are away are waited for longer than a lease may last: without renewals
+    /// meanwhile, an outage would hand the lease from one scaler to the other and back.
+    async fn keeping_lease<T>(&self, role: &mut Option<Role>, work: impl Future<Output = T>) -> T {
+        let mut work = std::pin::pin!(work);
+        loop {
+            tokio::select! {
+                done = &mut work => return done,
+                () = tokio::time::sleep(self.objective.period / 2) => {
+                    self.renew(role).await;
+                }
+            }
+        }
+    }
+
+    async fn renew(&self, before: &mut Option<Role>) -> Role {
         // Renewed twice per period and kept for one and a half: two renewals may fail before it
         // is lost, and a standby, which asks as often, has it within two periods of a crash.
         let span = self.objective.period * 3 / 2;
@@ -323,20 +339,20 @@ impl<G: Group, Q: Gauge, M: Monitor> Keeper<G, Q, M> {
             Ok(true) => Role::Acting,
             Ok(false) => Role::Standby,
             Err(error) => {
-                if memory.role != Some(Role::Unknown) {
+                if *before != Some(Role::Unknown) {
                     let cause = weirgate_common::fault::chain(&error);
                     warn!(cause, "the ledger is away; holding");
                 }
                 Role::Unknown
             }
         };
-        if memory.role != Some(role) {
+        if *before != Some(role) {
             match role {
                 Role::Acting => info!(holder = %self.holder, "acting"),
                 Role::Standby => info!(holder = %self.holder, "standing by"),
                 Role::Unknown => {}
             }
-            memory.role = Some(role);
+            *before = Some(role);
         }
         role
     }
