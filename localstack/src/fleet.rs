@@ -110,6 +110,7 @@ pub struct Clients {
     pub sns: aws_sdk_sns::Client,
     pub sqs: aws_sdk_sqs::Client,
     pub auto_scaling: aws_sdk_autoscaling::Client,
+    pub cloudwatch: aws_sdk_cloudwatch::Client,
     data_plane_stacks: aws_sdk_cloudformation::Client,
     fleet_stacks: aws_sdk_cloudformation::Client,
 }
@@ -125,6 +126,8 @@ impl Clients {
             .force_path_style(true);
         let sns = aws_sdk_sns::config::Builder::from(shared).endpoint_url(&at.localstack);
         let sqs = aws_sdk_sqs::config::Builder::from(shared).endpoint_url(&at.localstack);
+        let cloudwatch =
+            aws_sdk_cloudwatch::config::Builder::from(shared).endpoint_url(&at.localstack);
         let auto_scaling =
             aws_sdk_autoscaling::config::Builder::from(shared).endpoint_url(&at.moto);
         Self {
@@ -132,6 +135,7 @@ impl Clients {
             sns: aws_sdk_sns::Client::from_conf(sns.build()),
             sqs: aws_sdk_sqs::Client::from_conf(sqs.build()),
             auto_scaling: aws_sdk_autoscaling::Client::from_conf(auto_scaling.build()),
+            cloudwatch: aws_sdk_cloudwatch::Client::from_conf(cloudwatch.build()),
             data_plane_stacks: stacks(&at.localstack),
             fleet_stacks: stacks(&at.moto),
         }

@@ -4,6 +4,7 @@
 //! ```text
 //! avro     objects to upload, with rows that can be recognised
 //! fake     SQS, S3 and the database in memory
+//! instance what EC2 tells an instance, and what the group hears from it
 //! system   a fleet: uploads, processes, database, queues
 //!   └─▶ chaos    all of it while everything goes wrong
 //!   └─▶ outage   all of it while the database is away
@@ -11,6 +12,7 @@
 
 pub mod avro;
 pub mod fake;
+pub mod instance;
 pub mod system;
 
 pub mod chaos;

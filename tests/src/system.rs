@@ -14,8 +14,10 @@ use tokio::sync::{Mutex, OnceCell};
 use weirgate_common::clock;
 use weirgate_common::queue::{Depth, Message, Queue};
 use weirgate_local::fleet::{Clients, Endpoints, Fleet, Tuning};
+use weirgate_local::launcher::{Launcher, Limits};
 use weirgate_local::process::{Child, Orphan, log_to};
 use weirgate_local::programs::Program;
+use weirgate_local::progress::Progress;
 use weirgate_local::world::{Options, World};
 
 pub use weirgate_local::world::DatabaseKind;
@@ -95,17 +97,41 @@ impl System {
         Ok(())
     }
 
-    pub fn importer(&self, name: &str) -> Result<Importer> {
+    pub fn importer(&self, name: &str) -> Result<Process> {
         self.importer_with(name, &[])
     }
 
-    pub fn importer_with(&self, name: &str, environment: &[(&str, &str)]) -> Result<Importer> {
+    pub fn importer_with(&self, name: &str, environment: &[(&str, &str)]) -> Result<Process> {
         let program = Program::in_executable(self.programs.clone(), "importer");
         let mut command = program.command(&self.environment);
         command.env("WEIRGATE_INSTANCE_ID", name).envs(environment.iter().copied());
         let log = self.folder.join(format!("{}-{name}.log", self.fleet.name));
         log_to(&mut command, &log)?;
-        Ok(Importer { child: Child::spawn(name, command, Orphan::Kill)?, log })
+        Ok(Process { child: Child::spawn(name, command, Orphan::Kill)?, log })
+    }
+
+    /// A scaler as a service.
+    pub fn scaler(&self, name: &str) -> Result<Process> {
+        let program = Program::in_executable(self.programs.clone(), "scaler").arg("run");
+        let log = self.folder.join(format!("{}-{name}.log", self.fleet.name));
+        let mut command = program.command(&self.environment);
+        log_to(&mut command, &log)?;
+        Ok(Process { child: Child::spawn(name, command, Orphan::Kill)?, log })
+    }
+
+    /// Real importer processes for whatever instances the group has.
+    pub async fn launcher(&self, limits: Limits) -> Result<Launcher> {
+        let world = WORLD.get().context("the world runs")?.lock().await;
+        let program = Program::in_executable(self.programs.clone(), "importer");
+        Ok(Launcher::start(&world, &self.fleet, program, limits, Progress::Quiet))
+    }
+
+    /// Halts LocalStack where it stands, or lets it go on: an outage that loses nothing.
+    pub async fn signal_localstack(&self, signal: Signal) -> Result<()> {
+        let world = WORLD.get().context("the world runs")?.lock().await;
+        let pid = i32::try_from(world.localstack.pid())?;
+        let pid = rustix::process::Pid::from_raw(pid).context("LocalStack runs")?;
+        Ok(rustix::process::kill_process_group(pid, signal)?)
     }
 
     /// Runs `weirgate` to its end; its exit code and standard output.
@@ -305,13 +331,13 @@ impl System {
     }
 }
 
-/// A running importer process; killed when dropped.
-pub struct Importer {
+/// A running importer or scaler; killed when dropped.
+pub struct Process {
     pub child: Child,
     log: PathBuf,
 }
 
-impl Importer {
+impl Process {
     /// Drains it. A killed one would leave a receive behind that still takes messages.
     pub async fn stop(mut self) {
         self.child.stop(Signal::TERM, PATIENCE).await;

@@ -135,9 +135,11 @@ impl World {
             health: Health::default(),
         };
         let (stop, stopped) = oneshot::channel();
-        let shutdown = async {
+        let grace = worker.config.importer.drain_grace;
+        let shutdown = async move {
             // A sender that is gone is a kill, which ends the worker itself.
             let _ = stopped.await;
+            grace
         };
         Running { work: tokio::spawn(worker.run(shutdown)), stop }
     }

@@ -22,6 +22,16 @@ const START_MAX: Duration = Duration::from_secs(90);
 /// What the data-plane stack and the programs call. LocalStack answers for nothing else.
 const SERVICES: &str = "cloudformation,cloudwatch,iam,logs,s3,sns,sqs,sts";
 
+/// Its own entry point, but for one thing: it reads times in CBOR, which is what the SDK speaks
+/// with CloudWatch, as integers, while the SDK sends them with a fraction.
+const LOCALSTACK_MAIN: &str = "
+import datetime, runpy
+from localstack.aws.protocol.parser import RequestParser
+RequestParser._timestamp_unixtimestamp = staticmethod(
+    lambda seconds: datetime.datetime.fromtimestamp(float(seconds), tz=datetime.timezone.utc))
+runpy.run_module('localstack.runtime.main', run_name='__main__')
+";
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     LocalStack,
@@ -50,7 +60,7 @@ impl Kind {
         let port = port.to_string();
         match self {
             Kind::LocalStack => command
-                .args(["-m", "localstack.runtime.main"])
+                .args(["-c", LOCALSTACK_MAIN])
                 .env("GATEWAY_LISTEN", format!("127.0.0.1:{port}"))
                 // Queue URLs are made of these two: an address and a path need no DNS.
                 .env("LOCALSTACK_HOST", format!("127.0.0.1:{port}"))

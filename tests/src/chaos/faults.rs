@@ -8,7 +8,7 @@ use rand::rngs::SmallRng;
 use rustix::process::Signal;
 
 use super::proxy::Proxy;
-use crate::system::{Importer, System};
+use crate::system::{Process, System};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Fault {
@@ -57,7 +57,7 @@ pub(super) struct Fleet {
     pub(super) database: Proxy,
     pub(super) aws: Proxy,
     environment: Vec<(String, String)>,
-    importers: Vec<Importer>,
+    importers: Vec<Process>,
     started: usize,
 }
 
@@ -89,7 +89,7 @@ impl Fleet {
         Ok(fleet)
     }
 
-    fn importer(&mut self, system: &System) -> Result<Importer> {
+    fn importer(&mut self, system: &System) -> Result<Process> {
         self.started += 1;
         let environment: Vec<(&str, &str)> =
             self.environment.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
