@@ -102,7 +102,9 @@ struct SimulateArgs {
     /// Built-in workloads by name; without it and --trace, all of them.
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     workload: Vec<String>,
-    /// A file of `minute,arrivals` lines under that heading. Long ones: a day per seed.
+    /// A file of `minute,arrivals` lines under that heading, or the JSON answer of `aws cloudwatch
+    /// get-metric-data` or `get-metric-statistics` for NumberOfMessagesSent of a queue. Long ones:
+    /// a day per seed.
     #[arg(long, value_name = "FILE")]
     trace: Vec<PathBuf>,
     /// Policies by name; without it, all of them.

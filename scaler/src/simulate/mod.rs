@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! chance      seeded draws
+//! export      a queue's history as CloudWatch tells it
 //!   └─▶ workload    what arrives: built-in kinds and recorded traces
 //!         └─▶ plant       queue, group, database, event by event; late and noisy readings
 //!               ├─▶ bound       what a clairvoyant could not beat
@@ -16,6 +17,7 @@
 mod baselines;
 mod bound;
 mod chance;
+mod export;
 mod judge;
 mod ours;
 mod plant;

@@ -1,6 +1,7 @@
 //! What arrives, when, and how long it takes: drawn once per seed, the same for every policy.
 
 use super::chance::Chance;
+use super::export::arrivals_per_minute;
 
 /// Messages one simulated instance works on at a time.
 pub const SLOTS: u64 = 4;
@@ -90,13 +91,30 @@ pub struct Trace {
 pub enum TraceError {
     #[error("line {line}: expected `minute,arrivals`, found `{found}`")]
     Line { line: usize, found: String },
+    #[error(
+        "neither `minute,arrivals` lines nor an answer of `aws cloudwatch get-metric-data` or \
+         `get-metric-statistics --statistics Sum`: {what}"
+    )]
+    Export { what: String },
     #[error("the trace holds no arrivals")]
     Empty,
 }
 
 impl Trace {
-    /// Reads `minute,arrivals` lines under that heading. Minutes that are not named had none.
+    /// Reads `minute,arrivals` lines under that heading, or what CloudWatch exports of a queue.
+    /// Minutes that are not named had none.
     pub fn parse(name: &str, text: &str) -> Result<Self, TraceError> {
+        let arrivals_per_minute = match text.trim_start().starts_with('{') {
+            true => arrivals_per_minute(text).map_err(|what| TraceError::Export { what })?,
+            false => Trace::lines(text)?,
+        };
+        if arrivals_per_minute.iter().sum::<f64>() <= 0.0 {
+            return Err(TraceError::Empty);
+        }
+        Ok(Trace { name: name.to_owned(), arrivals_per_minute })
+    }
+
+    fn lines(text: &str) -> Result<Vec<f64>, TraceError> {
         /// Ten years: a longer trace is a column mistaken for another.
         const MINUTES_MAX: usize = 10 * 366 * 24 * 60;
         let mut arrivals_per_minute = Vec::new();
@@ -113,10 +131,7 @@ impl Trace {
             }
             arrivals_per_minute[minute] += arrivals;
         }
-        if arrivals_per_minute.iter().sum::<f64>() <= 0.0 {
-            return Err(TraceError::Empty);
-        }
-        Ok(Trace { name: name.to_owned(), arrivals_per_minute })
+        Ok(arrivals_per_minute)
     }
 }
 
@@ -303,6 +318,30 @@ mod tests {
             let tolerated = if kind == Kind::Sparse { 0.3 } else { 0.1 };
             assert!(off < tolerated, "{}: {load} instead of {expected}", kind.name());
             assert!(workload.messages.is_sorted_by_key(|m| m.at_ms), "{}", kind.name());
+        }
+    }
+
+    #[test]
+    fn what_cloudwatch_exports_is_a_trace() {
+        let statistics = r#"{"Label": "NumberOfMessagesSent", "Datapoints": [
+            {"Timestamp": "2026-03-01T00:10:00+00:00", "Sum": 10.0, "Unit": "Count"},
+            {"Timestamp": "2026-03-01T00:00:00+00:00", "Sum": 5.0, "Unit": "Count"}]}"#;
+        let trace = Trace::parse("t", statistics).unwrap();
+        assert_eq!(trace.arrivals_per_minute.len(), 20);
+        assert_eq!(trace.arrivals_per_minute[..11], [[0.5; 10].as_slice(), &[1.0]].concat());
+        let data = r#"{"MetricDataResults": [{"Id": "sent", "Label": "NumberOfMessagesSent",
+            "Timestamps": ["2026-03-01T00:03:00Z", "2026-03-01T00:01:00Z", "2026-03-01T00:00:00Z"],
+            "Values": [7.0, 2.0, 1.0], "StatusCode": "Complete"}], "Messages": []}"#;
+        let trace = Trace::parse("t", data).unwrap();
+        assert_eq!(trace.arrivals_per_minute, [1.0, 2.0, 0.0, 7.0]);
+        for (text, says) in [
+            (r#"{"Datapoints": []}"#, "no arrivals"),
+            (r#"{"Datapoints": [{"Timestamp": "yesterday", "Sum": 1}]}"#, "`yesterday` is no time"),
+            (r#"{"Datapoints": [{"Timestamp": "2026-03-01T00:00:00Z", "Average": 1}]}"#, "Sum"),
+            ("{", "neither"),
+        ] {
+            let error = Trace::parse("t", text).unwrap_err().to_string();
+            assert!(error.contains(says), "{error}");
         }
     }
 

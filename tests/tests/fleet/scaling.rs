@@ -69,6 +69,11 @@ fn a_fleet_grows_and_shrinks_whatever_happens_to_it() -> Result<()> {
         assert_eq!(story.system.dead_letters().await?.len(), 0);
         assert!(told(&story.system, "%\"queue_oldest_ms\":23000,%").await?, "no second opinion");
         its_series_are_in_cloudwatch(&story.system).await?;
+        // The query of the documentation, by which users replay their own history.
+        let page = include_str!("../../../docs/scaling.md");
+        let query = page.split("```sql").nth(1).and_then(|rest| rest.split("```").next());
+        let sum = format!("SELECT sum(arrivals)::bigint FROM ({}) AS t", query.context("a query")?);
+        assert_eq!(story.system.number(&sum).await?, i64::try_from(story.objects)?);
         for scaler in [first, second] {
             scaler.stop().await;
         }
