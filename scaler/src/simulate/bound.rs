@@ -44,10 +44,14 @@ pub(super) fn bound(
         instances * STEP_MS as f64
     };
     let late = unavoidably_late(&mut work, freshness_ms, capacity);
-    let fluid = fluid(&work, freshness_ms, boot_ms);
+    // What is hopeless has to be done all the same, some time: it counts as work, and the fleet
+    // that the rest needs has to boot.
+    let steepest = taut_string(&work, freshness_ms.div_ceil(STEP_MS) as usize)
+        .into_iter()
+        .fold(0.0, |peak: f64, (_, slope)| peak.max(slope));
+    let boots = (steepest / STEP_MS as f64 * boot_ms).max(visits(&work, freshness_ms, boot_ms));
     Bound {
-        // Where a little arrives now and then, a whole instance has to be there each time.
-        instance_ms: fluid.max(work.iter().sum::<f64>() + visits(&work, freshness_ms, boot_ms)),
+        instance_ms: fluid(&work, freshness_ms, boot_ms).max(total + boots),
         late_share: if total > 0.0 { late / total } else { 0.0 },
     }
 }
