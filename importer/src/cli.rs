@@ -135,7 +135,7 @@ async fn work(config: Config, fleet: String, listen: Option<SocketAddr>) -> anyh
             };
             worker.run(shutdown).await;
         }
-        Some(instance) => work_on(&instance, worker, grace, shutdown).await,
+        Some(instance) => Box::pin(work_on(&instance, worker, grace, shutdown)).await,
     }
     Ok(())
 }
