@@ -18,7 +18,7 @@ use weirgate_common::clock;
 use weirgate_common::config::{self, Config};
 use weirgate_common::fault::{self, Fault};
 use weirgate_common::ledger::Ledger;
-use weirgate_common::queue::Queue;
+use weirgate_common::queue::{Queue, QueueError};
 use weirgate_common::telemetry::{self, Health, LogFormat};
 
 use crate::import::Importer;
@@ -191,13 +191,18 @@ async fn connect(
             tracing::warn!(error = fault::chain(error), ?wait, "the database does not answer yet");
         })
         .await?;
-    let settings = (|| queue.settings())
-        .retry(patience())
-        .when(|error| error.code().is_none_or(|code| !code.contains("NonExistentQueue")))
-        .notify(|error, wait| tracing::warn!(%error, ?wait, "the queue does not answer yet"))
-        .await
-        .context("check fleet.queue, AWS_REGION and the credentials' permissions")?;
-    let dead_letters = queue.dead_letter_queue().await?;
+    let (settings, dead_letters) = (|| async {
+        let settings = queue.settings().await?;
+        Ok((settings, queue.dead_letter_queue().await?))
+    })
+    .retry(patience())
+    .when(|error| match error {
+        QueueError::NoDeadLetterQueue { .. } => false,
+        error => error.code().is_none_or(|code| !code.contains("NonExistentQueue")),
+    })
+    .notify(|error, wait| tracing::warn!(%error, ?wait, "the queue does not answer yet"))
+    .await
+    .context("check fleet.queue, AWS_REGION and the credentials' permissions")?;
     let receives_max = settings.redrive.map_or(u32::MAX, |redrive| redrive.receives_max);
     let schemas = Schemas::open(config.importer.schemas.clone(), ledger.clone()).await?;
     let importer = Importer {

@@ -353,7 +353,8 @@ mod tests {
         fs::write(world.path().join("pids/stale"), serde_json::to_vec(&stale).unwrap()).unwrap();
 
         assert_eq!(files.sweep().await, ["left"]);
-        assert!(left.exited().is_some());
+        let ended = tokio::time::timeout(Duration::from_secs(10), left.finished()).await;
+        assert!(ended.is_ok());
         assert_eq!(other.exited(), None);
     }
 }

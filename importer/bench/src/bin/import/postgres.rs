@@ -10,32 +10,34 @@ use weirgate_importer_bench::Set;
 
 use crate::system::{Bench, System, cpu_seconds, median};
 
-/// Rows of an object, objects of a round.
-const SIZES: [(i64, u64); 3] = [(100_000, 20), (10_000, 100), (1_000, 500)];
+/// Rows of an object, objects of a round, how many go together: each alone, and the small ones also
+/// as the protocol gathers them when many wait.
+const SIZES: [(i64, u64, usize); 4] =
+    [(100_000, 20, 1), (10_000, 100, 1), (1_000, 500, 1), (1_000, 500, 20)];
 
 pub async fn run(system: &System, rounds: usize) -> Result<()> {
     println!("PostgreSQL, snappy, over TCP; CPU in seconds per million rows");
     println!(
-        "rows/object   weirgate rows/s   psql rows/s   ratio   importer CPU   backend CPU   ratio"
+        "rows/object   together   weirgate rows/s   psql rows/s   ratio   importer CPU   backend CPU   ratio"
     );
-    for (rows, objects) in SIZES {
+    for (rows, objects, together) in SIZES {
         let file = format!("impressions-{rows}.avro");
         std::fs::write(
             system.folder.join(&file),
             Set::impressions(rows).file(Codec::Snappy, "snappy"),
         )?;
-        let table = format!("impressions_{rows}");
+        let table = format!("impressions_{rows}_{together}");
         let mut bench = system.bench(&system.database_url(), &table).await?;
         // Makes the table, the plan and the connection.
-        bench.import(&file, 1).await?;
+        bench.import(&file, 1, 1).await?;
         let encoded = system.folder.join(format!("impressions-{rows}.copy"));
         let encoded = encoded.display();
         system.psql(&[
-            &format!("CREATE TABLE limit_{rows} (LIKE {table} INCLUDING ALL)"),
+            &format!("CREATE TABLE limit_{rows}_{together} (LIKE {table} INCLUDING ALL)"),
             &format!("\\copy {table} TO '{encoded}' (FORMAT binary)\n"),
         ])?;
         let script = system.folder.join("copy.sql");
-        let line = format!("\\copy limit_{rows} FROM '{encoded}' (FORMAT binary)\n");
+        let line = format!("\\copy limit_{rows}_{together} FROM '{encoded}' (FORMAT binary)\n");
         std::fs::write(&script, line.repeat(usize::try_from(objects)?))?;
         let backend = backend(&bench).await?.to_string();
 
@@ -43,7 +45,7 @@ pub async fn run(system: &System, rounds: usize) -> Result<()> {
         let (mut ours, mut limit, mut ratios) = (vec![], vec![], vec![]);
         let (mut importer_cpu, mut backend_cpu) = (vec![], vec![]);
         for round in 0..rounds {
-            system.psql(&[&format!("TRUNCATE {table}, limit_{rows}"), "CHECKPOINT"])?;
+            system.psql(&[&format!("TRUNCATE {table}, limit_{rows}_{together}"), "CHECKPOINT"])?;
             let copy = || {
                 let start = Instant::now();
                 system.psql_file(&script).map(|()| start.elapsed().as_secs_f64())
@@ -51,7 +53,7 @@ pub async fn run(system: &System, rounds: usize) -> Result<()> {
             let before = if round % 2 == 0 { Some(copy()?) } else { None };
             let cpu = [cpu_seconds("self")?, cpu_seconds(&backend)?];
             let start = Instant::now();
-            bench.import(&file, objects).await?;
+            bench.import(&file, objects, together).await?;
             let seconds = start.elapsed().as_secs_f64();
             importer_cpu.push((cpu_seconds("self")? - cpu[0]) / million);
             backend_cpu.push((cpu_seconds(&backend)? - cpu[1]) / million);
@@ -65,7 +67,7 @@ pub async fn run(system: &System, rounds: usize) -> Result<()> {
         }
         let (importer_cpu, backend_cpu) = (median(importer_cpu), median(backend_cpu));
         println!(
-            "{rows:11} {:17.0} {:13.0} {:7.2} {importer_cpu:14.2} {backend_cpu:13.2} {:7.2}",
+            "{rows:11} {together:10} {:17.0} {:13.0} {:7.2} {importer_cpu:14.2} {backend_cpu:13.2} {:7.2}",
             median(ours),
             median(limit),
             median(ratios),

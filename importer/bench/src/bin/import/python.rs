@@ -18,7 +18,7 @@ pub async fn run(system: &System, rounds: usize) -> Result<()> {
     let set = Set::impressions(ROWS);
     std::fs::write(system.folder.join(file), set.file(Codec::Snappy, "snappy"))?;
     let mut bench = system.bench(&system.database_url(), "impressions_python").await?;
-    bench.import(file, 1).await?;
+    bench.import(file, 1, 1).await?;
     system.psql(&[
         "CREATE TABLE peer_psycopg (LIKE impressions_python)",
         "ALTER TABLE peer_psycopg DROP COLUMN _object",
@@ -28,7 +28,7 @@ pub async fn run(system: &System, rounds: usize) -> Result<()> {
     println!("PostgreSQL against Python, snappy, {ROWS} rows per object: rows/s (ratio)");
     for _ in 0..rounds {
         let start = Instant::now();
-        bench.import(file, OBJECTS).await?;
+        bench.import(file, OBJECTS, 1).await?;
         let ours = (ROWS as f64) * OBJECTS as f64 / start.elapsed().as_secs_f64();
         print!("weirgate {ours:.0}");
         for (peer, ratios) in peers.into_iter().zip(&mut ratios) {

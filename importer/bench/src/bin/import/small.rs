@@ -186,6 +186,7 @@ impl<'s> Small<'s> {
         let watched = async {
             // The worker waits for this; nothing is left to do if nobody listens.
             let _ = ended.send(done.await);
+            Duration::ZERO
         };
         worker.run(watched).await;
         let seconds = end.await?;

@@ -27,10 +27,10 @@ pub async fn run(system: &System, rounds: usize) -> Result<()> {
         let path = system.folder.join(format!("ours-{round}.db"));
         let url = format!("sqlite://{}", path.display());
         let mut bench = system.bench(&url, "impressions").await?;
-        bench.import(file, 1).await?;
+        bench.import(file, 1, 1).await?;
         let (create, rows) = rows(&bench.ledger).await?;
         let start = Instant::now();
-        bench.import(file, OBJECTS).await?;
+        bench.import(file, OBJECTS, 1).await?;
         let seconds = start.elapsed().as_secs_f64();
         bench.ledger.close().await;
         std::fs::remove_file(path)?;

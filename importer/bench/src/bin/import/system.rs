@@ -116,35 +116,43 @@ impl System {
 }
 
 impl Bench {
-    /// Imports FILE as `objects` new objects, as many at a time as an importer has slots; the rows.
-    pub async fn import(&mut self, file: &str, objects: u64) -> Result<u64> {
+    /// Imports FILE as `objects` new objects, so many `together` in one transaction, as many
+    /// transactions at a time as an importer has slots; the rows.
+    pub async fn import(&mut self, file: &str, objects: u64, together: usize) -> Result<u64> {
         let first = self.objects;
         self.objects += objects;
-        let names = (first..self.objects).map(|number| format!("{file}/{number}"));
-        let imports = names.map(|name| self.import_one(name)).collect::<Vec<_>>();
+        let names: Vec<String> =
+            (first..self.objects).map(|number| format!("{file}/{number}")).collect();
+        let imports: Vec<_> = names.chunks(together).map(|keys| self.import_keys(keys)).collect();
         stream::iter(imports)
             .buffer_unordered(SLOTS)
             .try_fold(0, async |sum, rows| Ok(sum + rows))
             .await
     }
 
-    async fn import_one(&self, key: String) -> Result<u64> {
-        let object = ObjectCreated {
-            bucket: "bench".to_owned(),
-            key,
-            etag: "x".to_owned(),
-            version_id: None,
-            size: None,
-            sequencer: None,
-            at: None,
-            content: None,
+    async fn import_keys(&self, keys: &[String]) -> Result<u64> {
+        let request = |key: &String| Request {
+            object: ObjectCreated {
+                bucket: "bench".to_owned(),
+                key: key.clone(),
+                etag: "x".to_owned(),
+                version_id: None,
+                size: None,
+                sequencer: None,
+                at: None,
+                content: None,
+            },
+            received_at: clock::now(),
         };
-        let request = Request { object, received_at: clock::now() };
-        let settled = self.importer.import("impressions", &self.feed, &[request]).await.remove(0);
-        match settled.map_err(|refusal| anyhow::anyhow!("{refusal:?}"))? {
-            Settled::Committed { rows, .. } => Ok(rows),
-            other => anyhow::bail!("a new object is committed, not {other:?}"),
+        let requests: Vec<Request> = keys.iter().map(request).collect();
+        let mut sum = 0;
+        for settled in self.importer.import("impressions", &self.feed, &requests).await {
+            match settled.map_err(|refusal| anyhow::anyhow!("{refusal:?}"))? {
+                Settled::Committed { rows, .. } => sum += rows,
+                other => anyhow::bail!("a new object is committed, not {other:?}"),
+            }
         }
+        Ok(sum)
     }
 }
 
