@@ -88,7 +88,7 @@ pub struct Load {
 
 #[derive(Debug)]
 pub enum Input {
-    /// Time passed; see [`Protocol::next_wake`].
+    /// Time passed; see [`next_wake`](super::Protocol::next_wake).
     Wake,
     Received(Vec<Arrival>),
     ReceiveFailed,
