@@ -21,7 +21,7 @@ pub async fn run(system: &System, rounds: usize) -> Result<()> {
         "rows/object   together   weirgate rows/s   psql rows/s   ratio   importer CPU   backend CPU   ratio"
     );
     for (rows, objects, together) in SIZES {
-        let file = format!("impressions-{rows}.avro");
+        let file = format!("impressions-{rows}-{together}.avro");
         std::fs::write(
             system.folder.join(&file),
             Set::impressions(rows).file(Codec::Snappy, "snappy"),
@@ -30,7 +30,7 @@ pub async fn run(system: &System, rounds: usize) -> Result<()> {
         let mut bench = system.bench(&system.database_url(), &table).await?;
         // Makes the table, the plan and the connection.
         bench.import(&file, 1, 1).await?;
-        let encoded = system.folder.join(format!("impressions-{rows}.copy"));
+        let encoded = system.folder.join(format!("impressions-{rows}-{together}.copy"));
         let encoded = encoded.display();
         system.psql(&[
             &format!("CREATE TABLE limit_{rows}_{together} (LIKE {table} INCLUDING ALL)"),

@@ -23,7 +23,7 @@ pub struct System {
     /// The stub's objects, and files for `psql`.
     pub folder: PathBuf,
     pub stub_url: String,
-    stub: std::process::Child,
+    _stub: Stub,
 }
 
 /// The default of `importer.slots`. All of them share the one connection.
@@ -37,22 +37,35 @@ pub struct Bench {
     objects: u64,
 }
 
+/// Gone when dropped, also after an error.
+struct Stub(std::process::Child);
+
+impl Drop for Stub {
+    fn drop(&mut self) {
+        // Whatever it says, the stub is gone then.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 impl System {
     pub async fn start() -> Result<Self> {
         let options = Options { database: DatabaseKind::Postgres, ..Options::new("bench") };
         let world = World::start(options).await?;
         let folder = world.folder.join("files");
         std::fs::create_dir_all(&folder)?;
-        let mut stub = Command::new(std::env::current_exe()?)
-            .arg("stub")
-            .arg(&folder)
-            .stdout(Stdio::piped())
-            .spawn()?;
+        let mut stub = Stub(
+            Command::new(std::env::current_exe()?)
+                .arg("stub")
+                .arg(&folder)
+                .stdout(Stdio::piped())
+                .spawn()?,
+        );
         let mut port = String::new();
-        BufReader::new(stub.stdout.take().context("the stub's output is piped")?)
+        BufReader::new(stub.0.stdout.take().context("the stub's output is piped")?)
             .read_line(&mut port)?;
         let stub_url = format!("http://127.0.0.1:{}", port.trim());
-        let system = Self { world, folder, stub_url, stub };
+        let system = Self { world, folder, stub_url, _stub: stub };
         // The local system saves on durability; here it is part of what is measured.
         let durable = "ALTER SYSTEM SET fsync = on; ALTER SYSTEM SET full_page_writes = on";
         for statement in durable.split("; ").chain(["SELECT pg_reload_conf()"]) {
@@ -61,10 +74,7 @@ impl System {
         Ok(system)
     }
 
-    pub async fn stop(mut self) {
-        // Whatever it says, the stub is gone then.
-        let _ = self.stub.kill();
-        let _ = self.stub.wait();
+    pub async fn stop(self) {
         self.world.stop().await;
     }
 
