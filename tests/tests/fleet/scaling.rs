@@ -152,11 +152,14 @@ impl Story {
     async fn the_maximum_is_lowered(&mut self) -> Result<()> {
         let slow_database = hold_up(&self.system).await?;
         self.upload(4).await?;
-        in_flight(&self.system, 1).await?;
+        // What nobody holds yet would wait until the maximum rises.
+        in_flight(&self.system, 4).await?;
         self.maximum(0).await?;
         self.grows_to(0).await?;
         slow_database.close().await?;
         rows_are(&self.system, self.objects).await?;
+        // One that still drains would take what is uploaded.
+        self.no_importer_runs().await?;
         self.upload(4).await?;
         let clamped = async || told(&self.system, "%\"bound\":\"group max\"%").await;
         self.system.until("the report says that the group's maximum bites", clamped).await?;
