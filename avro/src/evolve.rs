@@ -5,8 +5,8 @@ use super::table::{Column, Dialect, SqlType, quote};
 pub enum Change {
     /// The table lacks the column. Allowed by `add_columns` and `widen`.
     Add(Column),
-    /// The column is NOT NULL and the field may be null, or is no longer in the schema.
-    /// Allowed by `add_columns` and `widen`: it refuses fewer rows than before and rewrites none.
+    /// The column is NOT NULL and the field may be null. Allowed by `add_columns` and `widen`: it
+    /// refuses fewer rows than before and rewrites none.
     Relax { column: String },
     /// The column's type must grow to hold every value of the field. Allowed by `widen`.
     Widen { column: String, from: SqlType, to: SqlType },
@@ -15,7 +15,8 @@ pub enum Change {
 }
 
 /// What must change before rows of `wanted` fit into a table with the columns `existing`.
-/// Empty: nothing. Columns only the table has are left alone, but see [`Change::Relax`].
+/// Empty: nothing. Columns only the table has are left alone, NOT NULL or not: they may be the
+/// user's, with a default.
 pub fn diff(dialect: Dialect, existing: &[Column], wanted: &[Column]) -> Vec<Change> {
     let mut changes = Vec::new();
     for want in wanted {
