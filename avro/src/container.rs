@@ -1,4 +1,6 @@
+use std::collections::HashMap;
 use std::str::FromStr;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use thiserror::Error;
 
@@ -18,6 +20,7 @@ pub const MAGIC: &[u8; 4] = b"Obj\x01";
 #[derive(Debug)]
 pub struct Reader {
     limits: Limits,
+    known: Arc<KnownSchemas>,
     buffer: Vec<u8>,
     /// Where the unread part of `buffer` starts.
     start: usize,
@@ -32,13 +35,53 @@ pub struct Reader {
 /// What stands before the blocks. Metadata other than the schema and the codec is not kept.
 #[derive(Clone, Debug)]
 pub struct Header {
-    /// The writer's schema as it stands in the file.
-    pub schema_json: String,
-    pub schema: Schema,
-    /// CRC-64-AVRO of the schema's parsing canonical form.
-    pub fingerprint: i64,
+    pub writer: Arc<WriterSchema>,
     pub codec: Codec,
     pub sync: [u8; 16],
+}
+
+/// The writer's schema.
+#[derive(Debug)]
+pub struct WriterSchema {
+    /// As it stands in the file.
+    pub json: String,
+    pub schema: Schema,
+    /// CRC-64-AVRO of the parsing canonical form, which knows no logical types: schemas that make
+    /// different rows may share it.
+    pub fingerprint: i64,
+}
+
+/// Schemas that were parsed before: in small files the schema takes longer than the rows, and most
+/// files of a source have the same.
+#[derive(Debug, Default)]
+pub struct KnownSchemas(Mutex<HashMap<String, Arc<WriterSchema>>>);
+
+/// More schemas, or longer ones, are not worth the memory.
+const KNOWN_MAX: usize = 256;
+const KNOWN_BYTES_MAX: usize = 64 << 10;
+
+impl KnownSchemas {
+    fn parse(&self, json: String, limits: &Limits) -> Result<Arc<WriterSchema>, SchemaError> {
+        if let Some(known) = self.lock().get(&json) {
+            return Ok(known.clone());
+        }
+        let schema = Schema::parse(&json, limits)?;
+        let fingerprint = schema.fingerprint();
+        let writer = Arc::new(WriterSchema { json: json.clone(), schema, fingerprint });
+        if json.len() <= KNOWN_BYTES_MAX {
+            let mut known = self.lock();
+            if known.len() >= KNOWN_MAX {
+                known.clear();
+            }
+            known.insert(json, writer.clone());
+        }
+        Ok(writer)
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, Arc<WriterSchema>>> {
+        // The map is whole after every statement, whoever panicked while holding it.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// The codecs of the specification.
@@ -132,8 +175,14 @@ struct Metadata {
 
 impl Reader {
     pub fn new(limits: Limits) -> Self {
+        Self::knowing(limits, Arc::default())
+    }
+
+    /// One that shares its knowledge with others, which have the same limits.
+    pub fn knowing(limits: Limits, known: Arc<KnownSchemas>) -> Self {
         Self {
             limits,
+            known,
             buffer: Vec::new(),
             start: 0,
             base: 0,
@@ -170,7 +219,7 @@ impl Reader {
     pub fn read_header(&mut self) -> Result<Option<&Header>, ContainerError> {
         while self.header.is_none() {
             let mut cursor = Cursor::new(&self.buffer[self.start..]);
-            let advanced = match self.state.advance(&mut cursor, &self.limits) {
+            let advanced = match self.state.advance(&mut cursor, &self.known, &self.limits) {
                 Ok(advanced) => advanced,
                 Err(Stop::Flaw(Flaw::Truncated)) => {
                     if self.base as usize + self.buffer.len() > self.limits.header_bytes {
@@ -273,6 +322,7 @@ impl State {
     fn advance(
         &mut self,
         cursor: &mut Cursor<'_>,
+        known: &KnownSchemas,
         limits: &Limits,
     ) -> Result<Option<Header>, Stop> {
         match self {
@@ -305,7 +355,8 @@ impl State {
             }
             Self::HeaderSync(metadata) => {
                 let sync = *cursor.take_array::<16>()?;
-                let header = header(std::mem::take(metadata), sync, limits).map_err(Stop::Error)?;
+                let metadata = std::mem::take(metadata);
+                let header = header(metadata, sync, known, limits).map_err(Stop::Error)?;
                 *self = Self::Blocks;
                 return Ok(Some(header));
             }
@@ -315,7 +366,12 @@ impl State {
     }
 }
 
-fn header(metadata: Metadata, sync: [u8; 16], limits: &Limits) -> Result<Header, ContainerError> {
+fn header(
+    metadata: Metadata,
+    sync: [u8; 16],
+    known: &KnownSchemas,
+    limits: &Limits,
+) -> Result<Header, ContainerError> {
     let schema = metadata.schema.ok_or(ContainerError::NoSchema)?;
     let schema_json = String::from_utf8(schema).map_err(|_| ContainerError::SchemaNotUtf8)?;
     let codec = match metadata.codec.as_deref() {
@@ -327,9 +383,7 @@ fn header(metadata: Metadata, sync: [u8; 16], limits: &Limits) -> Result<Header,
                 .map_err(|_| ContainerError::UnknownCodec(name.chars().take(64).collect()))?
         }
     };
-    let schema = Schema::parse(&schema_json, limits)?;
-    let fingerprint = schema.fingerprint();
-    Ok(Header { schema_json, schema, fingerprint, codec, sync })
+    Ok(Header { writer: known.parse(schema_json, limits)?, codec, sync })
 }
 
 #[cfg(test)]

@@ -128,7 +128,7 @@ mod tests {
         let file = container(json, &datum);
         let mut reader = Reader::new(Limits::default());
         reader.push(&file);
-        assert_eq!(reader.read_header().unwrap().unwrap().schema_json, json);
+        assert_eq!(reader.read_header().unwrap().unwrap().writer.json, json);
         let block = reader.next_block().unwrap().unwrap();
         assert_eq!((block.rows, block.data), (1, datum.as_slice()));
         assert!(reader.next_block().unwrap().is_none());

@@ -337,20 +337,16 @@ impl TableDef {
 
     /// `create table if not exists`; `table` is already quoted (see [`quote`]).
     ///
-    /// Only PostgreSQL gets NOT NULL: SQLite cannot drop it again when a later schema makes the
-    /// field optional. Of a table with a key only the key gets it, on both: its rows are written
-    /// over by files of any schema, newer and older, which may lack any other field.
+    /// Only the key is NOT NULL: files come in any order, and those of older and newer schemas may
+    /// lack any other field.
     pub fn create_table_sql(&self, dialect: Dialect, table: &str) -> String {
         let mut lines: Vec<_> = self
             .columns
             .iter()
             .map(|column| {
                 let ddl = column.sql_type.ddl(dialect);
-                let required = match self.key.is_empty() {
-                    true => dialect == Dialect::Postgres,
-                    false => self.key.contains(&column.name),
-                };
-                let not_null = if required && !column.nullable { " not null" } else { "" };
+                let required = self.key.contains(&column.name) && !column.nullable;
+                let not_null = if required { " not null" } else { "" };
                 format!("    {} {ddl}{not_null}", quote(&column.name))
             })
             .collect();
@@ -451,9 +447,9 @@ mod tests {
         .unwrap();
         assert_eq!(
             def.create_table_sql(Dialect::Postgres, "\"ads\".\"t\""),
-            "create table if not exists \"ads\".\"t\" (\n    \"id\" bigint not null,\n    \
-             \"price\" numeric(12,2),\n    \"at\" timestamptz not null,\n    \
-             \"tags\" jsonb not null,\n    \"any\" jsonb,\n    \"dt\" date,\n    \
+            "create table if not exists \"ads\".\"t\" (\n    \"id\" bigint,\n    \
+             \"price\" numeric(12,2),\n    \"at\" timestamptz,\n    \
+             \"tags\" jsonb,\n    \"any\" jsonb,\n    \"dt\" date,\n    \
              \"region\" text,\n    \"_object\" bigint\n)"
         );
         assert_eq!(

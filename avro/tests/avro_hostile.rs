@@ -66,10 +66,11 @@ fn import(bytes: &[u8], limits: &Limits) -> Result<u64, String> {
     }
     let header = reader.header().unwrap().clone();
     let masks = Masks::new();
-    let table = TableDef::new(&header.schema, &[], true, &masks).map_err(|error| show(&error))?;
+    let table =
+        TableDef::new(&header.writer.schema, &[], true, &masks).map_err(|error| show(&error))?;
     let plans = [Dialect::Postgres, Dialect::Sqlite].map(|dialect| {
         let target = Target { dialect, columns: &table.columns, masks: &masks, limits };
-        Plan::compile(&header.schema, None, &target)
+        Plan::compile(&header.writer.schema, None, &target)
     });
     let [Ok(postgres), Ok(sqlite)] = plans else { return Err("no plan".to_owned()) };
     let constants = postgres.constants(1, &[]).map_err(|error| show(&error))?;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use futures_util::{StreamExt as _, stream};
 use weirgate_common::clock::Timestamp;
 use weirgate_common::config::{Feed, OnMissingObject};
+use weirgate_common::fault::Fault;
 
 use crate::event::ObjectCreated;
 use crate::failure::Failure;
@@ -71,15 +72,6 @@ impl<S: Store, D: Destination> Importer<S, D> {
             .collect();
         let mut results: Vec<Option<Result<Settled, Refusal>>> =
             jobs.iter().map(|_| None).collect();
-        let known = match self.sink.settled(&jobs).await {
-            Ok(known) => known,
-            Err(failure) => {
-                return jobs.iter().map(|_| Err(Refusal::Joint(failure.clone()))).collect();
-            }
-        };
-        for (result, known) in results.iter_mut().zip(known) {
-            *result = known.map(|outcome| Ok(settled(outcome, 0)));
-        }
         let chosen = choose(&jobs, &mut results);
         let gathered = chosen.len() > 1;
         let reads: Vec<_> = chosen.iter().map(|at| self.open(&jobs[*at], gathered)).collect();
@@ -98,7 +90,41 @@ impl<S: Store, D: Destination> Importer<S, D> {
         for ((at, bytes), outcome) in places.into_iter().zip(outcomes) {
             results[at] = Some(outcome.map(|outcome| settled(outcome, bytes)));
         }
+        self.spare_settled(&jobs, &mut results).await;
         results.into_iter().map(|result| result.expect("every object came to its end")).collect()
+    }
+
+    /// Asks the ledger before an object is given up: the message may be a redelivery of one that was
+    /// imported long ago, and is gone by now or does not fit any more.
+    async fn spare_settled(
+        &self,
+        jobs: &[Job<'_>],
+        results: &mut [Option<Result<Settled, Refusal>>],
+    ) {
+        let given_up = |at: &usize| match &results[*at] {
+            Some(Ok(Settled::Missing)) => true,
+            Some(Err(Refusal::Own(failure))) => failure.fault == Fault::Permanent,
+            _ => false,
+        };
+        let places: Vec<usize> = (0..jobs.len()).filter(given_up).collect();
+        if places.is_empty() {
+            return;
+        }
+        let asked: Vec<Job<'_>> = places.iter().map(|at| jobs[*at]).collect();
+        match self.sink.settled(&asked).await {
+            Ok(known) => {
+                for (at, outcome) in places.into_iter().zip(known) {
+                    if let Some(outcome) = outcome {
+                        results[at] = Some(Ok(settled(outcome, 0)));
+                    }
+                }
+            }
+            Err(failure) => {
+                for at in places {
+                    results[at] = Some(Err(Refusal::Own(failure.clone())));
+                }
+            }
+        }
     }
 
     /// The object as far as its header, or whole; else what came of it.
@@ -121,7 +147,9 @@ impl<S: Store, D: Destination> Importer<S, D> {
                 Err(error) => return Err(refused(error.into())),
             },
         };
-        let mut opened = Opened::read_header(name(), object).await.map_err(refused)?;
+        let mut opened = Opened::read_header(name(), object, self.schemas.parsed.clone())
+            .await
+            .map_err(refused)?;
         if whole && !opened.read_whole().await.map_err(refused)? {
             return Err(Err(Refusal::Outsized));
         }

@@ -14,7 +14,7 @@ use bytes::Bytes;
 use tokio::sync::mpsc;
 use weirgate_avro::codec::Decompressor;
 use weirgate_avro::constants::Constants;
-use weirgate_avro::container::{ContainerError, Header, Reader};
+use weirgate_avro::container::{ContainerError, Header, KnownSchemas, Reader};
 use weirgate_avro::fault::{Fault as AvroFault, RowFault};
 use weirgate_avro::limits::Limits;
 use weirgate_avro::plan::Plan;
@@ -99,8 +99,12 @@ fn stage_died() -> Failure {
 
 impl Opened {
     /// Reads up to the end of the header.
-    pub async fn read_header(name: String, mut object: Object) -> Result<Self, Failure> {
-        let mut reader = Reader::new(Limits::default());
+    pub async fn read_header(
+        name: String,
+        mut object: Object,
+        known: Arc<KnownSchemas>,
+    ) -> Result<Self, Failure> {
+        let mut reader = Reader::knowing(Limits::default(), known);
         let mut empty = true;
         loop {
             if reader.read_header().map_err(|error| corrupt(&name, &error))?.is_some() {
@@ -143,15 +147,26 @@ impl Opened {
 
     /// Starts reading and transcoding, and waits until the object is through or
     /// so many of its rows are ready that memory is better spent on streaming the rest.
-    pub async fn start(self, format: Format) -> Result<Chunks, Failure> {
+    pub async fn start(mut self, format: Format) -> Result<Chunks, Failure> {
         let mut ready = VecDeque::new();
+        // What comes in one piece needs no stage of its own, which costs more than the piece. No
+        // size: the store did not announce one.
+        let small = (1..=CHUNK_BYTES as u64).contains(&self.bytes());
+        let whole = small && self.read_whole().await?;
         let Some(reader) = self.reader else { return Ok(Chunks { ready, more: None }) };
-        let (body_sender, mut body) = mpsc::channel(QUEUED_MAX);
+        let mut body = None;
+        if !whole {
+            let (sender, receiver) = mpsc::channel(QUEUED_MAX);
+            tokio::spawn(download(self.object, sender));
+            body = Some(receiver);
+        }
         let (chunk_sender, mut chunks) = mpsc::channel(QUEUED_MAX);
-        tokio::spawn(download(self.object, body_sender));
         let name = self.name;
         tokio::task::spawn_blocking(move || {
-            let body = || body.blocking_recv().unwrap_or_else(|| Err(stage_died()));
+            let body = || match &mut body {
+                Some(body) => body.blocking_recv().unwrap_or_else(|| Err(stage_died())),
+                None => Ok(None),
+            };
             let take = |chunk| chunk_sender.blocking_send(Ok(Some(chunk))).is_ok();
             let end = transcode(&name, reader, body, &format, take).map(|()| None);
             // Nobody listens when the import ended before the object did.

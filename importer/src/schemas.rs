@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::Context;
 use bytes::Bytes;
-use weirgate_avro::container::MAGIC;
+use weirgate_avro::container::{KnownSchemas, MAGIC};
 use weirgate_avro::inline::{self, SchemaKey};
 use weirgate_avro::limits::Limits;
 use weirgate_avro::schema::Schema;
@@ -23,12 +23,14 @@ pub struct Schemas {
     folder: Option<PathBuf>,
     ledger: Ledger,
     known: Mutex<HashMap<SchemaKey, Arc<str>>>,
+    /// The schemas of files.
+    pub(crate) parsed: Arc<KnownSchemas>,
 }
 
 impl Schemas {
     /// Reads the folder, so that a wrong one is found before the first message.
     pub async fn open(folder: Option<PathBuf>, ledger: Ledger) -> anyhow::Result<Self> {
-        let schemas = Schemas { folder, ledger, known: Mutex::default() };
+        let schemas = Schemas { folder, ledger, known: Mutex::default(), parsed: Arc::default() };
         if let Some(folder) = &schemas.folder {
             let found = schemas.read(folder.clone()).await;
             let found = found.with_context(|| {

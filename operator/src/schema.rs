@@ -167,7 +167,7 @@ fn read(file: &Path) -> Result<Schema> {
     let mut reader = Reader::new(limits);
     reader.push(&bytes);
     if let Some(header) = reader.read_header().with_context(name)? {
-        return Ok(header.schema.clone());
+        return Ok(header.writer.schema.clone());
     }
     reader.finish().with_context(name)?;
     bail!("{} ends inside its header", file.display())

@@ -20,7 +20,7 @@ pub fn container(input: &[u8]) {
         reader.push(bytes);
         let Ok(header) = reader.read_header() else { return };
         let Some(header) = header else { continue };
-        let schema = header.schema_json.clone();
+        let schema = header.writer.json.clone();
         let decompressor =
             decompressor.get_or_insert_with(|| Decompressor::new(header.codec, &limits));
         loop {

@@ -74,8 +74,8 @@ pub enum Refusal {
 
 /// Where rows go. `Sink` is the real one; tests have another.
 pub trait Destination: Clone + Send + Sync + 'static {
-    /// Which objects are settled already, without reading them: a redelivery must find its ledger
-    /// row even when the object is gone. The transaction decides again, under a lock.
+    /// Which objects are settled already, as the ledger says without a lock: of an object that cannot
+    /// be imported any more a redelivery must still find the ledger row.
     fn settled(
         &self,
         jobs: &[Job<'_>],
@@ -147,7 +147,12 @@ trait Database: Sync {
     /// What is to become of the object's bytes before the transaction.
     fn format(&self, import: &Import<'_>) -> Result<Format, Failure>;
 
-    fn begin(&self, job: &Job<'_>) -> impl Future<Output = Result<Self::Open, Failure>> + Send;
+    /// Opens a transaction and locks what the ledger says, and will say, of each of `jobs`.
+    fn begin(
+        &self,
+        all: &Job<'_>,
+        jobs: &[Job<'_>],
+    ) -> impl Future<Output = Result<Self::Open, Failure>> + Send;
 }
 
 /// One object in a transaction.
@@ -163,8 +168,8 @@ struct Import<'j> {
 
 /// One open transaction, in the words of its database. Dropped without a commit, it is undone.
 trait Transaction: Sized + Send {
-    /// What the ledger holds of each job's feed, bucket and key, read under a lock on them; `None`
-    /// where somebody else has the lock.
+    /// What the ledger holds of each job's feed, bucket and key; `None` where somebody else has the
+    /// lock on it. The jobs are those that the transaction began with.
     fn ledger(
         &mut self,
         jobs: &[Job<'_>],
@@ -247,9 +252,10 @@ async fn import<D: Database>(
         }
     }
     if !ready.is_empty() {
+        let jobs: Vec<Job<'_>> = ready.iter().map(|(import, _)| import.job).collect();
         let count = ready.len();
-        let ran = match database.begin(&all).await {
-            Ok(open) => run(open, &all, ready).await,
+        let ran = match database.begin(&all, &jobs).await {
+            Ok(open) => run(open, &all, &jobs, ready).await,
             Err(failure) => Err(failure.into()),
         };
         let outcomes = ran.unwrap_or_else(|Broken { failure, guilty }| {
@@ -297,10 +303,10 @@ async fn read(mut sources: Vec<(Opened, Format)>) -> Vec<Result<Chunks, Refusal>
 async fn run<T: Transaction>(
     mut transaction: T,
     all: &Job<'_>,
+    jobs: &[Job<'_>],
     objects: Vec<(Import<'_>, Chunks)>,
 ) -> Result<Vec<Result<Outcome, Refusal>>, Broken> {
-    let jobs: Vec<Job<'_>> = objects.iter().map(|(import, _)| import.job).collect();
-    let ledger = transaction.ledger(&jobs).await?;
+    let ledger = transaction.ledger(jobs).await?;
     let (mut outcomes, mut writes) = (Vec::with_capacity(jobs.len()), Vec::new());
     let mut places = Vec::new();
     let mut changed = false;

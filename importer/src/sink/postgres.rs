@@ -30,7 +30,7 @@ pub struct Postgres {
 
 /// Object ids fetched at once. They stand in every row, so they are needed before the
 /// transaction; ids that are never used leave harmless gaps.
-const IDS_AT_ONCE: i64 = 64;
+const IDS_AT_ONCE: i64 = 256;
 
 impl Postgres {
     pub fn new(pool: PgPool) -> Self {
@@ -41,7 +41,7 @@ impl Postgres {
     pub async fn ledger_rows(&self, jobs: &[Job<'_>]) -> Result<Vec<Vec<LedgerRow>>, Failure> {
         let Some(first) = jobs.first() else { return Ok(Vec::new()) };
         let mut connection = self.acquire(first).await?;
-        select_ledger(&mut connection, first, jobs).await
+        Ok(select_ledger(&mut connection, first, jobs).await?.0)
     }
 
     async fn acquire(
@@ -95,11 +95,29 @@ impl Database for Postgres {
         Ok(Format::Copy { plan: target.plan.clone(), constants, on_bad_row })
     }
 
-    async fn begin(&self, job: &Job<'_>) -> Result<Open, Failure> {
-        let open = self.pool.begin().await.map_err(|error| refused(job, "begin", &error))?;
+    async fn begin(&self, all: &Job<'_>, jobs: &[Job<'_>]) -> Result<Open, Failure> {
+        let locks = each(jobs, |job| {
+            let key = lock_key(&[job.feed_name, &job.object.bucket, &job.object.key]);
+            format!("pg_try_advisory_xact_lock('{key}'::bigint)")
+        });
+        // Everything in one round trip. sqlx drops what it answers, so which locks were free stays in
+        // a setting until the next statement, whose snapshot must be younger than the locks, also
+        // where transactions are serializable by default. And whatever the parameters of the
+        // statements to come, their plans are the same.
+        let begin = format!(
+            "BEGIN ISOLATION LEVEL READ COMMITTED; \
+             SET LOCAL plan_cache_mode = force_generic_plan; \
+             SELECT set_config('{LOCKED}', array_to_string(ARRAY[{}], ''), true)",
+            locks.join(", ")
+        );
+        let open = self.pool.begin_with(begin).await;
+        let open = open.map_err(|error| refused(all, "begin", &error))?;
         Ok(Open { transaction: open, bent: Vec::new() })
     }
 }
+
+/// Which of its locks a transaction got: `t` or `f` for each.
+const LOCKED: &str = "weirgate.locked";
 
 /// An open transaction.
 pub(super) struct Open {
@@ -110,25 +128,9 @@ pub(super) struct Open {
 impl Transaction for Open {
     async fn ledger(&mut self, jobs: &[Job<'_>]) -> Result<Vec<Option<Vec<LedgerRow>>>, Failure> {
         let Some(first) = jobs.first() else { return Ok(Vec::new()) };
-        let keys: Vec<i64> = jobs
-            .iter()
-            .map(|job| lock_key(&[job.feed_name, &job.object.bucket, &job.object.key]))
-            .collect();
-        let locked: Vec<(i64, bool)> = sqlx::query_as(
-            "SELECT n, pg_try_advisory_xact_lock(k) FROM unnest($1::bigint[]) WITH ORDINALITY AS m(k, n)",
-        )
-        .bind(keys)
-        .fetch_all(&mut *self.transaction)
-        .await
-        .map_err(|error| refused(first, "locking the objects", &error))?;
-        // A statement of its own: its snapshot must be younger than the locks.
-        let rows = select_ledger(&mut self.transaction, first, jobs).await?;
+        let (rows, locked) = select_ledger(&mut self.transaction, first, jobs).await?;
         self.bent = bent(jobs, &rows);
-        let mut rows: Vec<_> = rows.into_iter().map(Some).collect();
-        for (n, _) in locked.into_iter().filter(|(_, locked)| !locked) {
-            rows[n as usize - 1] = None;
-        }
-        Ok(rows)
+        Ok(rows.into_iter().zip(locked).map(|(rows, locked)| locked.then_some(rows)).collect())
     }
 
     async fn advance_sequencer(&mut self, job: &Job<'_>, row: i64) -> Result<(), Failure> {
@@ -198,20 +200,24 @@ impl Transaction for Open {
     }
 }
 
-/// The rows of each job. The inner query goes by the index for each of them, whatever the planner
-/// believes of a ledger that grew since it last looked.
+/// The rows of each job, and whether this transaction has the lock on them. The inner query goes by
+/// the index for each of them, whatever the planner believes of a ledger that grew since it last
+/// looked.
 async fn select_ledger(
     connection: &mut PgConnection,
     first: &Job<'_>,
     jobs: &[Job<'_>],
-) -> Result<Vec<Vec<LedgerRow>>, Failure> {
-    type Found = (i64, i64, String, Option<String>, String, Option<Timestamp>);
-    let found: Vec<Found> = sqlx::query_as(
-        "SELECT m.n, o.* FROM unnest($2::text[], $3::text[]) WITH ORDINALITY AS m(bucket, key, n)
-         CROSS JOIN LATERAL (
+) -> Result<(Vec<Vec<LedgerRow>>, Vec<bool>), Failure> {
+    type Found =
+        (i64, bool, Option<i64>, Option<String>, Option<String>, Option<String>, Option<Timestamp>);
+    let found: Vec<Found> = sqlx::query_as(&format!(
+        "SELECT m.n, coalesce(substr(current_setting('{LOCKED}', true), m.n::integer, 1) = 't', false),
+             o.*
+         FROM unnest($2::text[], $3::text[]) WITH ORDINALITY AS m(bucket, key, n)
+         LEFT JOIN LATERAL (
              SELECT id, etag, sequencer, state, event_at FROM weirgate.object
-             WHERE feed = $1 AND bucket = m.bucket AND key = m.key OFFSET 0) AS o",
-    )
+             WHERE feed = $1 AND bucket = m.bucket AND key = m.key OFFSET 0) AS o ON true",
+    ))
     .bind(first.feed_name)
     .bind(each(jobs, |job| job.object.bucket.as_str()))
     .bind(each(jobs, |job| job.object.key.as_str()))
@@ -219,10 +225,15 @@ async fn select_ledger(
     .await
     .map_err(|error| refused(first, "reading the ledger", &error))?;
     let mut rows: Vec<Vec<LedgerRow>> = jobs.iter().map(|_| Vec::new()).collect();
-    for (n, id, etag, sequencer, state, event_at) in found {
-        rows[n as usize - 1].push(ledger_row((id, etag, sequencer, state, event_at)));
+    let mut ours = vec![false; jobs.len()];
+    for (n, locked, id, etag, sequencer, state, event_at) in found {
+        let at = n as usize - 1;
+        ours[at] = locked;
+        if let (Some(id), Some(etag), Some(state)) = (id, etag, state) {
+            rows[at].push(ledger_row((id, etag, sequencer, state, event_at)));
+        }
     }
-    Ok(rows)
+    Ok((rows, ours))
 }
 
 fn each<'a, T, U>(items: &'a [T], of: impl FnMut(&'a T) -> U) -> Vec<U> {
@@ -257,7 +268,7 @@ async fn insert_ledger(
         .bind(each(written, Written::rows))
         .bind(each(written, Written::rejected))
         .bind(each(imports, |(import, _)| import.bytes))
-        .bind(each(imports, |(import, _)| import.header.as_ref().map(|it| it.fingerprint)))
+        .bind(each(imports, |(import, _)| import.header.as_ref().map(|it| it.writer.fingerprint)))
         .bind(each(&objects, |object| object.at))
         .bind(each(imports, |(import, _)| import.job.received_at))
         .execute(connection)

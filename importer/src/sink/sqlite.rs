@@ -70,9 +70,9 @@ impl Database for Sqlite {
     }
 
     /// IMMEDIATE: the ledger is read under the write lock, so nobody commits in between.
-    async fn begin(&self, job: &Job<'_>) -> Result<Open, Failure> {
+    async fn begin(&self, all: &Job<'_>, _jobs: &[Job<'_>]) -> Result<Open, Failure> {
         let begun = self.pool.begin_with("BEGIN IMMEDIATE").await;
-        let transaction = begun.map_err(|error| refused(job, "begin", &error))?;
+        let transaction = begun.map_err(|error| refused(all, "begin", &error))?;
         Ok(Open { transaction, bent: Vec::new() })
     }
 }
@@ -168,7 +168,7 @@ async fn write_one(
         .bind(&job.object.sequencer)
         .bind(job.feed.table.to_string())
         .bind(import.bytes)
-        .bind(import.header.as_ref().map(|header| header.fingerprint))
+        .bind(import.header.as_ref().map(|header| header.writer.fingerprint))
         .bind(job.object.at)
         .bind(job.received_at)
         .bind(clock::now())

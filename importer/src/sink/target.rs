@@ -33,14 +33,15 @@ pub(super) struct Target {
     pub merge: Option<Merge>,
 }
 
-/// Remembered targets, by feed and schema fingerprint.
+/// Remembered targets, by feed and schema as it stands in the file: schemas of the same fingerprint
+/// may differ in logical types, hence in columns.
 #[derive(Default)]
-pub(super) struct Targets(Mutex<HashMap<Key, Arc<Target>>>);
+pub(super) struct Targets(Mutex<Known>);
 
-type Key = (String, i64);
+type Known = HashMap<String, HashMap<String, Arc<Target>>>;
 
-/// More schemas per importer than this are a sign of schemas made up per file; the memory is
-/// then worth more than the planning time.
+/// More schemas per feed than this are a sign of schemas made up per file; the memory is then worth
+/// more than the planning time.
 const TARGETS_MAX: usize = 1_000;
 
 impl Targets {
@@ -50,21 +51,21 @@ impl Targets {
         job: &Job<'_>,
         header: &Header,
     ) -> Result<Arc<Target>, Failure> {
-        let captures = captures(job);
-        let key = (job.feed_name.to_owned(), header.fingerprint);
-        if let Some(target) = self.lock().get(&key) {
-            return Ok(target.clone());
+        let writer = &header.writer;
+        let known = self.lock().get(job.feed_name).and_then(|feed| feed.get(&writer.json)).cloned();
+        if let Some(target) = known {
+            return Ok(target);
         }
-        let target = Arc::new(build(ledger, job, header, &captures).await?);
+        let target = Arc::new(build(ledger, job, header, &captures(job)).await?);
         // Once per schema, ahead of the ledger rows that name it, instead of in every transaction.
-        let (fingerprint, json) = (header.fingerprint, &header.schema_json);
-        let recorded = ledger.record_schema(fingerprint, json, clock::now()).await;
+        let recorded = ledger.record_schema(writer.fingerprint, &writer.json, clock::now()).await;
         recorded.map_err(|error| no_ledger(job, &error))?;
         let mut targets = self.lock();
-        if targets.len() >= TARGETS_MAX {
-            targets.clear();
+        let feed = targets.entry(job.feed_name.to_owned()).or_default();
+        if feed.len() >= TARGETS_MAX {
+            feed.clear();
         }
-        targets.insert(key, target.clone());
+        feed.insert(writer.json.clone(), target.clone());
         Ok(target)
     }
 
@@ -72,12 +73,14 @@ impl Targets {
     /// next time. Waiting for others, or for the database, says nothing about the table.
     pub(super) fn reconsider(&self, feed: &str, failure: &Failure) {
         match failure.fault {
-            Fault::Transient | Fault::Permanent => self.lock().retain(|(name, _), _| name != feed),
+            Fault::Transient | Fault::Permanent => {
+                self.lock().remove(feed);
+            }
             Fault::Busy | Fault::Outage(_) => {}
         }
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Key, Arc<Target>>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Known> {
         // The map is whole after every statement, whoever panicked while holding it.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -105,7 +108,7 @@ async fn build(
         }
         None => None,
     };
-    let wanted = table::wanted(feed, reader.as_ref().unwrap_or(&header.schema), captures)
+    let wanted = table::wanted(feed, reader.as_ref().unwrap_or(&header.writer.schema), captures)
         .map_err(|error| incompatible(job, &error))?;
     let ddl = |existing: &[Column]| table::ddl(dialect, feed, existing, &wanted);
     let existing =
@@ -127,7 +130,7 @@ async fn build(
         .collect();
     let key = key(ledger, job, &wanted, &columns).await?;
     let target = plan::Target { dialect, columns: &columns, masks: &masks, limits: &limits };
-    let plan = table::plan(feed, &header.schema, reader.as_ref(), &target)
+    let plan = table::plan(feed, &header.writer.schema, reader.as_ref(), &target)
         .map_err(|error| incompatible(job, &error))?;
     for note in plan.notes() {
         tracing::warn!(feed = job.feed_name, table = %feed.table, "{note}");

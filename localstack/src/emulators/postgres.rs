@@ -30,19 +30,20 @@ const STOP_GRACE: Duration = Duration::from_secs(10);
 const NOBODY: u32 = 65_534;
 
 /// Settings that differ from the defaults, and why.
-const SETTINGS: [(&str, &str); 8] = [
+const SETTINGS: [(&str, &str); 6] = [
     ("listen_addresses", "127.0.0.1"),
     // A socket's path may be at most 107 bytes; worlds live deeper.
     ("unix_socket_directories", ""),
-    // Durable against the death of any process, not of the machine: a local world ends with it.
-    ("fsync", "off"),
-    ("full_page_writes", "off"),
     // Many importers and tests share it.
     ("max_connections", "300"),
     ("max_wal_size", "512MB"),
     ("log_checkpoints", "off"),
     ("log_line_prefix", "%m [%p] "),
 ];
+
+/// Durable against the death of any process, not of the machine: a local world ends with it. In the
+/// file, where ALTER SYSTEM can overrule it, as it cannot overrule the command line.
+const NOT_DURABLE: &str = "\nfsync = off\nfull_page_writes = off\n";
 
 #[derive(Debug)]
 pub struct Postgres {
@@ -66,6 +67,7 @@ impl Postgres {
             let template = Template::ready(python).await?;
             remove_folder(&data)?;
             copy_folder(&template.data, &data).context("copy the database template")?;
+            append(&data.join("postgresql.conf"), NOT_DURABLE)?;
             write_secret(&secret, &template.password)?;
         }
         let password =
@@ -184,6 +186,12 @@ impl Postgres {
             }
         }
     }
+}
+
+fn append(file: &Path, text: &str) -> Result<()> {
+    let opened = fs::OpenOptions::new().append(true).open(file);
+    let written = opened.and_then(|mut opened| opened.write_all(text.as_bytes()));
+    written.with_context(|| format!("write {}", file.display()))
 }
 
 fn spawn(bin: &Path, data: &Path, port: u16, log: &Path, pids: &PidFiles) -> Result<Child> {

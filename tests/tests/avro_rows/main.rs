@@ -62,7 +62,7 @@ fn import(file: &[u8], reader: Option<&str>) -> (Vec<String>, [Vec<Vec<Cell>>; 2
     container.push(file);
     let header = container.read_header().unwrap().unwrap().clone();
     let reader = reader.map(|json| Schema::parse(json, &limits).unwrap());
-    let schema = reader.as_ref().unwrap_or(&header.schema);
+    let schema = reader.as_ref().unwrap_or(&header.writer.schema);
     let masks = Masks::new();
     let Ok(table) = TableDef::new(schema, &[], false, &masks) else {
         return (Vec::new(), [Vec::new(), Vec::new()]);

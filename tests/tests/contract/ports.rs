@@ -1,6 +1,7 @@
 //! What the worker relies on, asked of the real things and of what stands in for them.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -249,7 +250,7 @@ async fn import(
     let mut objects = Vec::new();
     for (version, name) in versions.iter().zip(&names) {
         let object = Object::in_memory(name.clone(), version.content.clone().into());
-        let opened = Opened::read_header(name.clone(), object).await;
+        let opened = Opened::read_header(name.clone(), object, Arc::default()).await;
         let mut opened = opened.map_err(|failure| anyhow::anyhow!("{failure:?}"))?;
         let whole = opened.read_whole().await.map_err(|failure| anyhow::anyhow!("{failure:?}"))?;
         assert!(whole, "it is small");

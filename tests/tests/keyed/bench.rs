@@ -141,7 +141,7 @@ impl Bench {
                 worker: "w",
             };
             let file = Object::in_memory(object_name.clone(), upload.bytes.clone().into());
-            let file = Opened::read_header(object_name.clone(), file).await;
+            let file = Opened::read_header(object_name.clone(), file, Arc::default()).await;
             let mut file = file.expect("the files of the tests are whole");
             if uploads.len() > 1 {
                 assert_eq!(file.read_whole().await, Ok(true), "the files of the tests are small");

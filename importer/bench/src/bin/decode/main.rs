@@ -27,10 +27,10 @@ fn weirgate(file: &[u8]) -> u64 {
         if state.is_none() {
             let Some(header) = reader.read_header().unwrap() else { continue };
             let masks = Masks::new();
-            let table = TableDef::new(&header.schema, &[], true, &masks).unwrap();
+            let table = TableDef::new(&header.writer.schema, &[], true, &masks).unwrap();
             let (dialect, columns) = (Dialect::Postgres, &table.columns);
             let target = Target { dialect, columns, masks: &masks, limits: &limits };
-            let plan = Plan::compile(&header.schema, None, &target).unwrap();
+            let plan = Plan::compile(&header.writer.schema, None, &target).unwrap();
             let constants = plan.constants(1, &[]).unwrap();
             state = Some((Decompressor::new(header.codec, &limits), plan, constants));
         }

@@ -12,8 +12,8 @@ use crate::system::{Bench, System, cpu_seconds, median};
 
 /// Rows of an object, objects of a round, how many go together: each alone, and the small ones also
 /// as the protocol gathers them when many wait.
-const SIZES: [(i64, u64, usize); 4] =
-    [(100_000, 20, 1), (10_000, 100, 1), (1_000, 500, 1), (1_000, 500, 20)];
+const SIZES: [(i64, u64, usize); 5] =
+    [(100_000, 20, 1), (10_000, 100, 1), (10_000, 99, 3), (1_000, 500, 1), (1_000, 500, 20)];
 
 pub async fn run(system: &System, rounds: usize) -> Result<()> {
     println!("PostgreSQL, snappy, over TCP; CPU in seconds per million rows");

@@ -67,10 +67,13 @@ impl System {
         let stub_url = format!("http://127.0.0.1:{}", port.trim());
         let system = Self { world, folder, stub_url, _stub: stub };
         // The local system saves on durability; here it is part of what is measured.
-        let durable = "ALTER SYSTEM SET fsync = on; ALTER SYSTEM SET full_page_writes = on";
-        for statement in durable.split("; ").chain(["SELECT pg_reload_conf()"]) {
-            system.psql(&[statement])?;
-        }
+        let durable =
+            ["fsync = on", "full_page_writes = on"].map(|it| format!("ALTER SYSTEM SET {it}"));
+        system.psql(&[&durable[0], &durable[1], "SELECT pg_reload_conf()"])?;
+        // Fails unless they are on: nothing else may overrule them.
+        system.psql(&[
+            "SELECT 1 / (current_setting('fsync') = 'on')::int / (current_setting('full_page_writes') = 'on')::int",
+        ])?;
         Ok(system)
     }
 
