@@ -12,7 +12,7 @@ use crate::failure::Failure;
 use crate::object::{Object, ObjectError, Objects, Store, display_name};
 use crate::rows::Opened;
 use crate::schemas::Schemas;
-use crate::sink::{Destination, Job, Outcome, Refusal, Sink, object_busy};
+use crate::sink::{Destination, Job, Outcome, Refusal, Sink};
 
 /// What every import of this process shares.
 #[derive(Clone)]
@@ -151,7 +151,7 @@ impl<S: Store, D: Destination> Importer<S, D> {
             .await
             .map_err(refused)?;
         if whole && !opened.read_whole().await.map_err(refused)? {
-            return Err(Err(Refusal::Outsized));
+            return Err(Err(Refusal::Apart));
         }
         Ok(opened)
     }
@@ -165,16 +165,16 @@ fn settled(outcome: Outcome, bytes: u64) -> Settled {
     }
 }
 
-/// Those that are left to import, always in the same order, so that importers that meet do not
-/// wait for each other in a circle. A second version of a key must find the first one committed.
+/// Those that are imported together, always in the same order, so that importers that meet do not
+/// wait for each other in a circle. A second event of a key must find the first one committed.
 fn choose(jobs: &[Job<'_>], results: &mut [Option<Result<Settled, Refusal>>]) -> Vec<usize> {
     let key = |at: usize| (&jobs[at].object.bucket, &jobs[at].object.key);
-    let mut chosen: Vec<usize> = (0..jobs.len()).filter(|at| results[*at].is_none()).collect();
+    let mut chosen: Vec<usize> = (0..jobs.len()).collect();
     chosen.sort_by_key(|at| key(*at));
     chosen.dedup_by(|second, first| {
         let same = key(*second) == key(*first);
         if same {
-            results[*second] = Some(Err(Refusal::Own(object_busy(&jobs[*second]))));
+            results[*second] = Some(Err(Refusal::Apart));
         }
         same
     });

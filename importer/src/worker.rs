@@ -449,7 +449,7 @@ fn outcome(result: Result<Settled, Refusal>) -> Outcome {
         Ok(_) => Outcome::Settled,
         Err(Refusal::Own(failure)) => Outcome::Failed(failure),
         Err(Refusal::Joint(failure)) => Outcome::FailedTogether(failure),
-        Err(Refusal::Outsized) => Outcome::Outsized,
+        Err(Refusal::Apart) => Outcome::Apart,
     }
 }
 
@@ -469,7 +469,7 @@ fn record_import<'i>(
             Ok(Settled::Superseded) => "superseded",
             Ok(Settled::Missing) => "missing",
             Err(Refusal::Own(failure) | Refusal::Joint(failure)) => failure.fault.as_str(),
-            Err(Refusal::Outsized) => "outsized",
+            Err(Refusal::Apart) => "apart",
         };
         let labels = [("feed", named()), ("outcome", outcome.to_owned())];
         metrics::counter!("weirgate_imports_total", &labels).increment(1);
@@ -499,8 +499,8 @@ fn record_import<'i>(
                 );
             }
             Ok(_) => tracing::info!(message_id, bucket, key, outcome, "settled without rows"),
-            Err(Refusal::Outsized) => {
-                tracing::debug!(message_id, bucket, key, "too large for company; goes alone");
+            Err(Refusal::Apart) => {
+                tracing::debug!(message_id, bucket, key, "goes alone next");
             }
             Err(Refusal::Own(failure) | Refusal::Joint(failure)) => {
                 let (class, code) = (outcome, failure.code);

@@ -69,7 +69,7 @@ fn the_protocol_simulation_goes_where_it_hurts() {
         "goes to the dead-letter queue",
         "Stop",
         "FailedTogether",
-        "Outsized",
+        "Apart",
         "index: 0 }, TaskId {",
     ];
     let mut steps = 0;

@@ -18,4 +18,4 @@ pub mod system;
 pub mod chaos;
 pub mod outage;
 
-pub use system::{DatabaseKind, System, run};
+pub use system::{DatabaseKind, Process, System, run};

@@ -171,6 +171,12 @@ impl System {
         Ok(())
     }
 
+    pub async fn delete(&self, key: &str) -> Result<()> {
+        let bucket = &self.fleet.data_plane.bucket;
+        self.clients.s3.delete_object().bucket(bucket).key(key).send().await?;
+        Ok(())
+    }
+
     /// All keys of the bucket.
     pub async fn list(&self) -> Result<Vec<String>> {
         let list = self.clients.s3.list_objects_v2().bucket(&self.fleet.data_plane.bucket);

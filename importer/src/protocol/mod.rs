@@ -206,7 +206,7 @@ impl Protocol {
             }
             task.state = match outcome {
                 Outcome::Settled => TaskState::Settled,
-                Outcome::Outsized => {
+                Outcome::Apart => {
                     task.company = 1;
                     TaskState::Waiting { not_before: now }
                 }

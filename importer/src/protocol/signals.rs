@@ -110,8 +110,8 @@ pub enum Outcome {
     Failed(Failure),
     /// The transaction failed; nobody knows which of its objects is the cause, if it is one.
     FailedTogether(Failure),
-    /// It is larger than it looked, and must be imported alone.
-    Outsized,
+    /// It must be imported alone: it is larger than it looked, or another of its key was there.
+    Apart,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -26,7 +26,7 @@ use std::sync::Arc;
 use weirgate_avro::container::Header;
 use weirgate_common::clock::Timestamp;
 use weirgate_common::config::Feed;
-use weirgate_common::fault::{self, Fault};
+use weirgate_common::fault::{self, Dependency, Fault};
 use weirgate_common::ledger::{Ledger, database_fault};
 
 use crate::event::ObjectCreated;
@@ -68,8 +68,9 @@ pub enum Refusal {
     Own(Failure),
     /// The transaction failed; nobody knows which of its objects is the cause, if it is one.
     Joint(Failure),
-    /// There is no room for it beside others.
-    Outsized,
+    /// It must be imported alone: there is no room for it beside the others, or another of its key
+    /// is among them.
+    Apart,
 }
 
 /// Where rows go. `Sink` is the real one; tests have another.
@@ -294,7 +295,7 @@ async fn read(mut sources: Vec<(Opened, Format)>) -> Vec<Result<Chunks, Refusal>
         let Some((opened, format)) = sources.pop() else { return Vec::new() };
         return vec![opened.start(format).await.map_err(Refusal::Own)];
     }
-    let outsized = |chunks: Option<Chunks>| chunks.ok_or(Refusal::Outsized);
+    let outsized = |chunks: Option<Chunks>| chunks.ok_or(Refusal::Apart);
     let gathered = rows::gather(sources).await;
     gathered.into_iter().map(|read| read.map_err(Refusal::Own).and_then(outsized)).collect()
 }
@@ -405,6 +406,19 @@ fn ledger_row((id, etag, sequencer, state, event_at): LedgerColumns) -> LedgerRo
         _ => RowState::Retracted,
     };
     LedgerRow { id, etag, sequencer, state, event_at }
+}
+
+/// A database error before the first word about the object: whatever it says, a database that is
+/// being restored or renamed for instance, is no reason to give the object up.
+fn unavailable(job: &Job<'_>, doing: &str, error: &sqlx::Error) -> Failure {
+    let failure = refused(job, doing, error);
+    match failure.code {
+        "database_refused" => {
+            let fault = Fault::Outage(Dependency::Database);
+            Failure { fault, code: "database_away", ..failure }
+        }
+        _ => failure,
+    }
 }
 
 /// A database error in the middle of an import.

@@ -15,7 +15,7 @@ use super::target::{Target, Targets, captures};
 use super::version::{Bent, bent, version};
 use super::{
     ADVANCE_SEQUENCER, Broken, Database, INSERT_REJECTED, Import, Job, MARK_REPLACED, Transaction,
-    Written, bad_key, ledger_row, refused,
+    Written, bad_key, ledger_row, refused, unavailable,
 };
 use crate::failure::Failure;
 use crate::rows::{Chunks, Format};
@@ -48,7 +48,7 @@ impl Postgres {
         &self,
         job: &Job<'_>,
     ) -> Result<sqlx::pool::PoolConnection<sqlx::Postgres>, Failure> {
-        self.pool.acquire().await.map_err(|error| refused(job, "connecting", &error))
+        self.pool.acquire().await.map_err(|error| unavailable(job, "connecting", &error))
     }
 }
 
@@ -77,7 +77,7 @@ impl Database for Postgres {
                 .bind(wanted)
                 .fetch_all(&self.pool)
                 .await
-                .map_err(|error| refused(job, "taking object ids", &error))?;
+                .map_err(|error| unavailable(job, "taking object ids", &error))?;
         let mut fetched = fetched.into_iter().map(|(id,)| id);
         let ids = fetched.by_ref().take(count).collect();
         known().extend(fetched);
@@ -111,7 +111,7 @@ impl Database for Postgres {
             locks.join(", ")
         );
         let open = self.pool.begin_with(begin).await;
-        let open = open.map_err(|error| refused(all, "begin", &error))?;
+        let open = open.map_err(|error| unavailable(all, "begin", &error))?;
         Ok(Open { transaction: open, bent: Vec::new() })
     }
 }

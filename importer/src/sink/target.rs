@@ -18,7 +18,7 @@ use weirgate_common::ledger::{AlterError, Ledger, LedgerError};
 use weirgate_common::table::{self, Misfit};
 
 use super::merge::Merge;
-use super::{Job, refused};
+use super::{Job, refused, unavailable};
 use crate::failure::Failure;
 
 /// Everything about the table that imports of one schema need.
@@ -112,7 +112,7 @@ async fn build(
         .map_err(|error| incompatible(job, &error))?;
     let ddl = |existing: &[Column]| table::ddl(dialect, feed, existing, &wanted);
     let existing =
-        ledger.table_columns(&feed.table).await.map_err(|error| no_ledger(job, &error))?;
+        ledger.table_columns(&feed.table).await.map_err(|error| no_catalog(job, &error))?;
     let existing = if ddl(&existing).map_err(|misfit| unfit(job, &misfit))?.is_empty() {
         existing
     } else {
@@ -183,6 +183,14 @@ fn unaltered(job: &Job<'_>, error: &AlterError) -> Failure {
     match error {
         AlterError::Misfit(misfit) => unfit(job, misfit),
         AlterError::Ledger(error) => no_ledger(job, error),
+    }
+}
+
+/// The database did not tell what the table is like.
+fn no_catalog(job: &Job<'_>, error: &LedgerError) -> Failure {
+    match error {
+        LedgerError::Statement { what, source } => unavailable(job, what, source),
+        _ => no_ledger(job, error),
     }
 }
 

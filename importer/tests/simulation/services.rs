@@ -232,7 +232,7 @@ impl World {
             Kind::Poison => return failed(Fault::Permanent, "corrupt"),
             Kind::Cursed => return failed(Fault::Outage(store), "cursed"),
             Kind::Flaky if self.rng.random_bool(0.7) => return failed(Fault::Transient, "flaky"),
-            Kind::Bloated if company > 1 => return Err(Outcome::Outsized),
+            Kind::Bloated if company > 1 => return Err(Outcome::Apart),
             Kind::Flaky | Kind::Bloated | Kind::Spoiler | Kind::Jinx | Kind::Good => {}
         }
         match self.database.lock(self.scenario.objects[object].key) {

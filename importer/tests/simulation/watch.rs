@@ -203,7 +203,7 @@ impl Watch {
             told.answered = true;
             match outcome {
                 Outcome::Settled => told.settled = true,
-                Outcome::Outsized => told.company = 1,
+                Outcome::Apart => told.company = 1,
                 Outcome::FailedTogether(_) if tasks > 1 => told.company = tasks.div_ceil(2),
                 Outcome::Failed(failure) | Outcome::FailedTogether(failure) => {
                     match failure.fault {

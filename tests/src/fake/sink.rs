@@ -65,7 +65,7 @@ impl FakeSink {
     async fn read(&self, objects: Vec<Opened>) -> Vec<Result<Chunks, Refusal>> {
         let mut objects: Vec<_> = objects.into_iter().map(|it| (it, Format::Blocks)).collect();
         if objects.len() > 1 {
-            let outsized = |chunks: Option<Chunks>| chunks.ok_or(Refusal::Outsized);
+            let outsized = |chunks: Option<Chunks>| chunks.ok_or(Refusal::Apart);
             let read = rows::gather(objects).await.into_iter();
             return read.map(|it| it.map_err(Refusal::Own).and_then(outsized)).collect();
         }

@@ -151,7 +151,7 @@ impl Bench {
         let outcome = |result| match result {
             Ok(outcome) => Ok(outcome),
             Err(Refusal::Own(failure) | Refusal::Joint(failure)) => Err(failure),
-            Err(Refusal::Outsized) => panic!("the files of the tests are small"),
+            Err(Refusal::Apart) => panic!("the files of the tests are small"),
         };
         self.sink.import(opened).await.into_iter().map(outcome).collect()
     }

@@ -88,11 +88,12 @@ pub async fn ledger(system: &System, rounds: usize) -> Result<()> {
     system.psql(&[
         "ALTER TABLE weirgate.object DROP CONSTRAINT object_pkey",
         "DROP INDEX weirgate.object_committed, weirgate.object_key, weirgate.object_committed_at",
-        // Far from the ids in use; keys in no order, like those to come.
+        // Far from the ids in use; keys by the hour and in no order within it, like those to come.
         &format!(
             "INSERT INTO weirgate.object (id, feed, bucket, key, etag, sequencer, table_name, state,
                  rows, rejected_rows, bytes, received_at, committed_at, worker)
-             SELECT 1000000000 + n, 'small', 'bench', md5(n::text), 'x', '01', 'small', 'committed',
+             SELECT 1000000000 + n, 'small', 'bench', 'dt=' || to_char(timestamp '2026-01-01' + n * interval '1 second',
+                 'YYYY-MM-DD/HH24/') || md5(n::text), 'x', '01', 'small', 'committed',
                  10, 0, 1000, now(), now() - n * interval '1 second', 'bench'
              FROM generate_series(1, {LEDGER}) AS n"
         ),
@@ -146,8 +147,11 @@ impl<'s> Small<'s> {
         let queue = FakeQueue::new(Faults::none(), None);
         for number in self.objects..self.objects + objects {
             let scattered = number.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-            let object =
-                store.put("bench", &format!("{scattered:016x}{scattered:016x}"), self.file.clone());
+            let object = store.put(
+                "bench",
+                &format!("dt=2026-12-31/23/{scattered:032x}"),
+                self.file.clone(),
+            );
             let event = serde_json::json!({"Records": [{
                 "eventVersion": "2.1", "eventName": "ObjectCreated:Put",
                 "s3": {"bucket": {"name": object.bucket}, "object": {
