@@ -70,7 +70,7 @@ fn import(file: &[u8], reader: Option<&str>) -> (Vec<String>, [Vec<Vec<Cell>>; 2
     let columns = &table.columns;
     let plans = [Dialect::Postgres, Dialect::Sqlite].map(|dialect| {
         let target = Target { dialect, columns, masks: &masks, limits: &limits };
-        Plan::compile(&header.schema, reader.as_ref(), &target).unwrap()
+        Plan::compile(&header.writer.schema, reader.as_ref(), &target).unwrap()
     });
     let constants = plans[0].constants(0, &[]).unwrap();
     let mut decompressor = Decompressor::new(header.codec, &limits);
