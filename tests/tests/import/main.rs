@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::Result;
 use apache_avro::{Bzip2Settings, Codec, DeflateSettings, XzSettings, ZstandardSettings};
 use evolution::{ddl_told, schemas, versions_at_once};
-use keyed::upsert;
+use keyed::{changes, upsert};
 use records::records;
 use rustix::process::Signal;
 use sqlx::{Connection as _, PgConnection};
@@ -63,6 +63,7 @@ on_both!(
     versions_at_once,
     ddl_told,
     upsert,
+    changes,
     types,
 );
 
