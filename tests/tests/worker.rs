@@ -23,7 +23,7 @@ use weirgate_importer::schemas::Schemas;
 use weirgate_importer::sink::admission::RowState;
 use weirgate_importer::worker::Worker;
 use weirgate_tests::avro::file;
-use weirgate_tests::fake::{Fake, FakeJournal, FakeQueue, FakeSink, FakeStore, Faults};
+use weirgate_tests::fake::{Defect, Fake, FakeJournal, FakeQueue, FakeSink, FakeStore, Faults};
 
 /// More than the queue's redrive policy lets a message come.
 const RECEIVES_MAX: u32 = 5;
@@ -166,25 +166,31 @@ impl World {
         }
     }
 
-    fn check(&self) {
+    /// What is wrong with the end, if something is.
+    fn check(&self) -> Result<(), String> {
         let dead: BTreeSet<String> = self.dead_letters.messages().iter().flat_map(keys).collect();
         let ledger = self.sink.ledger();
         let mut rows = 0;
         for (key, newest) in &self.newest {
             let versions = ledger.get(key).map(Vec::as_slice).unwrap_or_default();
-            let committed: Vec<_> =
-                versions.iter().filter(|row| row.state == RowState::Committed).collect();
-            assert!(committed.len() <= 1, "{key} is there {} times", committed.len());
+            let committed = versions.iter().filter(|row| row.state == RowState::Committed).count();
+            let found = self.sink.rows_of(key);
+            rows += found;
             match newest {
-                Some(_) => assert!(committed.len() == 1 || dead.contains(key), "{key} is lost"),
-                None => assert!(dead.contains(key), "{key} is poison, and nobody was told"),
-            }
-            if !dead.contains(key) {
-                rows += newest.unwrap_or(0);
+                _ if committed > 1 => return Err(format!("{key} is there {committed} times")),
+                // Of a dead-lettered one, an older or a newer version may be there.
+                _ if dead.contains(key) => {}
+                None => return Err(format!("{key} is poison, and nobody was told")),
+                Some(_) if committed == 0 => return Err(format!("{key} is lost")),
+                Some(newest) if found != *newest => {
+                    return Err(format!("{found} of {newest} rows of {key} are there"));
+                }
+                Some(_) => {}
             }
         }
-        if dead.is_empty() {
-            assert_eq!(self.sink.rows(), rows);
+        match self.sink.rows() - rows {
+            0 => Ok(()),
+            strange => Err(format!("{strange} rows are of no object in the ledger")),
         }
     }
 }
@@ -217,7 +223,26 @@ fn the_worker_keeps_its_promises_under_any_fault() {
             let mut world = World::new(seed);
             world.publish();
             world.run().await;
-            world.check();
+            world.check().expect("everything is there once");
+        });
+    }
+}
+
+/// Or else the test above could not fail.
+#[test]
+fn the_check_sees_what_a_broken_database_does() {
+    for (defect, told) in [
+        (Defect::RowsLost, "rows of"),
+        (Defect::LedgerLost, "is lost"),
+        (Defect::AllLost, "is lost"),
+    ] {
+        paused(async {
+            let mut world = World::new(1);
+            world.sink = FakeSink::broken(defect);
+            world.publish();
+            world.run().await;
+            let error = world.check().expect_err("something is wrong");
+            assert!(error.contains(told), "{defect:?}: {error}");
         });
     }
 }

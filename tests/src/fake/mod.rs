@@ -14,7 +14,7 @@ mod store;
 
 pub use faults::Faults;
 pub use queue::FakeQueue;
-pub use sink::{FakeJournal, FakeSink};
+pub use sink::{Defect, FakeJournal, FakeSink};
 pub use store::FakeStore;
 
 use weirgate_importer::worker::World;

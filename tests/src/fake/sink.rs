@@ -18,6 +18,18 @@ use super::Faults;
 pub struct FakeSink {
     state: Arc<Mutex<State>>,
     faults: Faults,
+    defect: Option<Defect>,
+}
+
+/// What a broken one does to one object in seven, so that the checks of tests can be checked.
+#[derive(Clone, Copy, Debug)]
+pub enum Defect {
+    /// Its ledger row is there, its rows are not.
+    RowsLost,
+    /// Its rows are there, its ledger row is not.
+    LedgerLost,
+    /// It is said to be there, and nothing is.
+    AllLost,
 }
 
 type Key = (String, String, String);
@@ -38,7 +50,18 @@ fn key(job: &Job<'_>) -> Key {
 
 impl FakeSink {
     pub fn new(faults: Faults) -> Self {
-        FakeSink { state: Arc::default(), faults }
+        FakeSink { state: Arc::default(), faults, defect: None }
+    }
+
+    pub fn broken(defect: Defect) -> Self {
+        FakeSink { defect: Some(defect), ..Self::new(Faults::none()) }
+    }
+
+    /// Rows in the table that the ledger knows to be of this key.
+    pub fn rows_of(&self, key: &str) -> u64 {
+        let state = self.lock();
+        let of_key = state.ledger.iter().filter(|((_, _, of), _)| of == key);
+        of_key.flat_map(|(_, rows)| rows).filter_map(|row| state.rows.get(&row.id)).sum()
     }
 
     /// Rows in the table.
@@ -110,9 +133,15 @@ impl FakeSink {
                     let (etag, sequencer) = (object.etag.clone(), object.sequencer.clone());
                     *next += 1;
                     let (id, state) = (*next, RowState::Committed);
-                    ledger.push(LedgerRow { id, etag, sequencer, state, event_at: object.at });
+                    let defect = self.defect.filter(|_| id % 7 == 0);
+                    if !matches!(defect, Some(Defect::LedgerLost | Defect::AllLost)) {
+                        let event_at = object.at;
+                        ledger.push(LedgerRow { id, etag, sequencer, state, event_at });
+                    }
                     table.retain(|id, _| !replaces.contains(id));
-                    table.insert(id, *rows);
+                    if !matches!(defect, Some(Defect::RowsLost | Defect::AllLost)) {
+                        table.insert(id, *rows);
+                    }
                     Outcome::Committed { rows: *rows, rejected: 0, replaced: replaces.len() }
                 }
             });
