@@ -35,7 +35,7 @@ use scenario::{Incident, Kind, Scenario};
 use watch::Watch;
 
 /// A schedule that needs more steps than this goes round in circles.
-const STEPS_MAX: u64 = 100_000;
+const STEPS_MAX: u64 = 400_000;
 
 /// What came of one seed.
 pub(crate) struct Run {

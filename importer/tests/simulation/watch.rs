@@ -261,6 +261,8 @@ impl Watch {
             let since = known.received_at.max(self.hindered_at);
             let mut tasks = known.tasks.iter().zip(&known.loads);
             now > since + FIRST_TRY_WITHIN
+                // One whose lease was lost is the queue's again; what still runs of it keeps it here.
+                && !known.is_lost(now)
                 && tasks.any(|(told, load)| load.cost == SMALL && !told.tried)
         };
         if self.away.is_empty() && self.deliveries.values().any(late) {
