@@ -1,3 +1,3 @@
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|input: &[u8]| weirgate_importer_fuzz::block(input));
+libfuzzer_sys::fuzz_target!(|input: &[u8]| weirgate_avro_fuzz::block(input));
