@@ -65,8 +65,10 @@ fn postgres_fault(sqlstate: &str) -> Fault {
     match (sqlstate, &sqlstate[..sqlstate.len().min(2)]) {
         // Serialization failure, deadlock, lock not available, statement time-out or cancel.
         ("40001" | "40P01" | "55P03" | "57014", _) => Fault::Transient,
-        // The table changed between planning and copying (dropped, altered): plan again.
-        ("42P01" | "42703" | "0A000", _) => Fault::Transient,
+        // The table changed between planning and copying (dropped, altered): plan again. A wider
+        // column finds too little in a row's field (protocol violation), a narrower one too much
+        // (invalid binary representation).
+        ("42P01" | "42703" | "0A000" | "08P01" | "22P03", _) => Fault::Transient,
         // Read-only after a fail-over.
         ("25006", _) => Fault::Outage(Dependency::Database),
         // Connection, authorization, resources (disk, memory, connections), operator
@@ -97,6 +99,8 @@ mod tests {
             ("23505", Fault::Permanent),
             ("42501", Fault::Permanent),
             ("42P01", Fault::Transient),
+            ("08P01", Fault::Transient),
+            ("22P03", Fault::Transient),
         ] {
             assert_eq!(postgres_fault(state), fault, "{state}");
         }
