@@ -252,6 +252,15 @@ impl System {
         Ok(())
     }
 
+    /// Ends everybody else's sessions on the fleet's PostgreSQL database.
+    pub async fn end_sessions(&self) -> Result<()> {
+        self.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+             WHERE datname = current_database() AND pid <> pg_backend_pid()",
+        )
+        .await
+    }
+
     /// By a text, two numbers each from PostgreSQL.
     pub async fn groups(&self, sql: &str) -> Result<BTreeMap<String, (i64, i64)>> {
         let mut connection = PgConnection::connect(&self.fleet.database).await?;

@@ -125,7 +125,7 @@ impl Fleet {
                 let set =
                     format!("ALTER DATABASE \"{name}\" SET default_transaction_read_only = on");
                 system.execute(&set).await?;
-                end_sessions(system).await?;
+                system.end_sessions().await?;
                 tokio::time::sleep(span).await;
                 // The session that undoes it is read-only itself at its start.
                 system
@@ -134,9 +134,9 @@ impl Fleet {
                      ALTER DATABASE \"{name}\" RESET default_transaction_read_only; COMMIT"
                     ))
                     .await?;
-                end_sessions(system).await?;
+                system.end_sessions().await?;
             }
-            Fault::SessionsEnded => end_sessions(system).await?,
+            Fault::SessionsEnded => system.end_sessions().await?,
             Fault::TableLocked => {
                 let seconds = span.as_secs_f64();
                 system
@@ -173,15 +173,6 @@ impl Fleet {
             importer.stop().await;
         }
     }
-}
-
-async fn end_sessions(system: &System) -> Result<()> {
-    system
-        .execute(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
-             WHERE datname = current_database() AND pid <> pg_backend_pid()",
-        )
-        .await
 }
 
 fn url_port(url: &str) -> Result<u16> {

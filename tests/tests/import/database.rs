@@ -9,17 +9,16 @@ use apache_avro::Codec;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{Connection as _, PgConnection};
 use weirgate_local::fleet::Tuning;
-use weirgate_tests::avro::file;
+use weirgate_tests::avro::{NARROW_SCHEMA, file, file_with};
 use weirgate_tests::{DatabaseKind, Process, System, run};
+
+use super::committed;
 
 /// Imports that meet a fault before it passes.
 const MEETINGS: u32 = 3;
 
 const OBJECTS: i64 = 4;
 const ROWS: u64 = 10;
-
-const END_SESSIONS: &str = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
-    WHERE datname = current_database() AND pid <> pg_backend_pid()";
 
 #[test]
 fn it_fails_in_the_middle_of_a_transaction() -> Result<()> {
@@ -103,7 +102,9 @@ fn two_transactions_wait_for_each_other() -> Result<()> {
         // It has written rows already.
         sqlx::raw_sql("LOCK TABLE impressions; COMMIT").execute(&mut other).await?;
         imported(&system, "after").await?;
-        system.until("both are there", async || Ok(objects(&system).await? == OBJECTS + 2)).await?;
+        system
+            .until("both are there", async || Ok(committed(&system).await? == OBJECTS + 2))
+            .await?;
         assert!(importer.log().contains("deadlock detected"), "{}", importer.log());
         nothing_else(&system).await
     })
@@ -134,7 +135,28 @@ fn it_takes_no_connections() -> Result<()> {
             })
             .await?;
         sqlx::raw_sql(&allow(true)).execute(&mut other).await?;
-        system.until("it is there", async || Ok(objects(&system).await? == 2)).await?;
+        system.until("it is there", async || Ok(committed(&system).await? == 2)).await?;
+        nothing_else(&system).await
+    })
+}
+
+/// The importer has a plan for the narrower column, and a row's field is too short for the wider.
+#[test]
+fn somebody_else_widens_a_column() -> Result<()> {
+    run(async {
+        let (name, tuning) = ("database-widened", Tuning::default());
+        let system = super::system(name, DatabaseKind::Postgres, tuning).await?;
+        let importer = system.importer("i-1")?;
+        let narrow = async |name: &str| {
+            let bytes = file_with(NARROW_SCHEMA, name, ROWS, Codec::Null);
+            system.put(&super::key(name), bytes).await
+        };
+        narrow("before").await?;
+        system.until("it is there", async || Ok(committed(&system).await? == 1)).await?;
+        system.execute("ALTER TABLE impressions ALTER COLUMN n TYPE bigint").await?;
+        narrow("after").await?;
+        system.until("both are there", async || Ok(committed(&system).await? == 2)).await?;
+        assert!(importer.log().contains("insufficient data left"), "{}", importer.log());
         nothing_else(&system).await
     })
 }
@@ -145,24 +167,20 @@ async fn start(name: &str) -> Result<(System, Process)> {
     let system = super::system(&name, DatabaseKind::Postgres, Tuning::default()).await?;
     let importer = system.importer("i-1")?;
     system.put(&super::key("first"), file("first", ROWS, Codec::Null)).await?;
-    system.until("the tables are there", async || Ok(objects(&system).await? == 1)).await?;
+    system.until("the tables are there", async || Ok(committed(&system).await? == 1)).await?;
     Ok((system, importer))
 }
 
 /// Uploads [`OBJECTS`] objects, and waits until they are imported.
 async fn imported(system: &System, name: &str) -> Result<()> {
-    let before = objects(system).await?;
+    let before = committed(system).await?;
     for object in 0..OBJECTS {
         let name = format!("{name}-{object}");
         system.put(&super::key(&name), file(&name, ROWS, Codec::Null)).await?;
     }
-    system.until("they are imported", async || Ok(objects(system).await? >= before + OBJECTS)).await
-}
-
-async fn objects(system: &System) -> Result<i64> {
-    let committed = "SELECT count(*) FROM weirgate.object WHERE state = 'committed'";
-    // Before the first import there is no ledger.
-    Ok(system.number(committed).await.unwrap_or_default())
+    system
+        .until("they are imported", async || Ok(committed(system).await? >= before + OBJECTS))
+        .await
 }
 
 /// For all sessions to come, and none of those before.
@@ -171,16 +189,17 @@ async fn set(system: &System, setting: &str) -> Result<()> {
         .execute(&format!(
             "DO $$ BEGIN
                  EXECUTE format('ALTER DATABASE %I SET ', current_database()) || $set${setting}$set$;
-             END $$; {END_SESSIONS}"
+             END $$"
         ))
-        .await
+        .await?;
+    system.end_sessions().await
 }
 
 /// Everything in the ledger is in the table once, and nothing anywhere else.
 async fn nothing_else(system: &System) -> Result<()> {
     system.drained().await?;
-    let objects = objects(system).await?;
-    system.assert_rows(objects.unsigned_abs() * ROWS).await?;
+    let committed = committed(system).await?;
+    system.assert_rows(committed.unsigned_abs() * ROWS).await?;
     assert_eq!(system.dead_letters().await?.len(), 0);
     Ok(())
 }
