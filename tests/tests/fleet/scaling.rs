@@ -193,12 +193,16 @@ impl Story {
     }
 }
 
-/// LocalStack publishes no age of the oldest message; what AWS would publish is put there.
+/// LocalStack publishes no age of the oldest message; what AWS would publish is put there, for a
+/// minute that is over: an answer ends before the second in which it is asked for, and is kept for
+/// a minute, which is as long as this story may take.
 async fn an_old_message_is_known_to_cloudwatch(system: &System) -> Result<()> {
     let queue = system.fleet.data_plane.queue_url.rsplit('/').next().context("it has a name")?;
+    let minute_ago = clock::now().before(Duration::from_secs(60)).unix_ms();
     let age = MetricDatum::builder()
         .metric_name("ApproximateAgeOfOldestMessage")
         .dimensions(Dimension::builder().name("QueueName").value(queue).build())
+        .timestamp(aws_sdk_cloudwatch::primitives::DateTime::from_millis(minute_ago))
         .value(23.0)
         .build();
     let call = system.clients.cloudwatch.put_metric_data();
