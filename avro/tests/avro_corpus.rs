@@ -20,4 +20,5 @@ fn seeds() {
     run("schema", targets::schema_text);
     run("block", targets::block);
     run("resolve", targets::resolve);
+    run("changes", targets::changes);
 }

@@ -4,8 +4,12 @@ mod simulation;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
+use std::time::Duration;
 
 use simulation::{Defect, run};
+use weirgate_importer::protocol::{
+    Arrival, DeliveryId, Effect, FeedId, Grouping, Input, Limits, Load, Protocol,
+};
 
 /// Schedules of the default test run; `cargo run --release -p weirgate-importer --example soak`
 /// runs any number.
@@ -88,4 +92,39 @@ fn the_protocol_simulation_catches_planted_defects() {
         |defect| (0..SEEDS_TO_CATCH).any(|seed| run(seed, Some(defect), false).violation.is_some());
     let missed: Vec<Defect> = Defect::ALL.into_iter().filter(|defect| !caught(*defect)).collect();
     assert!(missed.is_empty(), "nobody noticed: {missed:?}");
+}
+
+/// One receive brings ten messages; a group has room for fifty.
+#[test]
+fn small_objects_are_received_by_several_calls_while_the_queue_is_full() {
+    let mut protocol = Protocol::new(Limits {
+        slots: 4,
+        bytes_max: 1 << 30,
+        lease: Duration::from_secs(60),
+        attempts_max: 3,
+        receives_max: 3,
+        grouping: Grouping::default(),
+        seed: 0,
+    });
+    let mut next = 0;
+    let mut messages = |count| {
+        let arrival = |_| {
+            next += 1;
+            let loads = vec![Load { feed: FeedId(0), cost: 1_000 }];
+            Arrival { delivery: DeliveryId(next), receive_count: 1, loads, failure: None }
+        };
+        Input::Received((0..count).map(arrival).collect())
+    };
+    let received = |protocol: &mut Protocol, input| {
+        let effects = protocol.step(Duration::from_millis(1), input).0;
+        effects.iter().filter(|effect| matches!(effect, Effect::Receive { .. })).count()
+    };
+    assert_eq!(received(&mut protocol, Input::Wake), 1);
+    assert_eq!(received(&mut protocol, messages(4)), 1, "fewer than ten: the queue is empty");
+    assert_eq!(received(&mut protocol, messages(10)), 2, "one more, now that one was full");
+    assert_eq!(received(&mut protocol, messages(10)), 2);
+    assert_eq!(received(&mut protocol, messages(10)), 2, "four are on their way");
+    assert_eq!(received(&mut protocol, messages(10)), 1);
+    assert_eq!(received(&mut protocol, messages(9)), 0, "the queue is empty again");
+    assert_eq!(received(&mut protocol, Input::ReceiveFailed), 0);
 }

@@ -3,6 +3,7 @@
 use weirgate_avro::cells::CellSink;
 use weirgate_avro::codec::Decompressor;
 use weirgate_avro::container::Reader;
+use weirgate_avro::envelope::{DELETE, PUT, TRUNCATE, image};
 use weirgate_avro::evolve::diff;
 use weirgate_avro::fault::Fault;
 use weirgate_avro::limits::Limits;
@@ -83,6 +84,73 @@ pub fn resolve(input: &[u8]) {
     };
     let Some((rows, block)) = rest.split_first() else { return };
     transcode(&writer, Some(&reader), u64::from(*rows), block);
+}
+
+/// What orders the changes of each kind of source.
+const SOURCES: [&str; 4] = [
+    r#"{"name":"lsn","type":["null","long"]}"#,
+    r#"{"name":"file","type":"string"},{"name":"pos","type":"long"},{"name":"row","type":"int"}"#,
+    r#"{"name":"commit_lsn","type":["string","null"]},{"name":"change_lsn","type":["null","string"]}"#,
+    r#"{"name":"ts_ms","type":"long"}"#,
+];
+
+/// A block of Debezium's envelopes around rows of a schema that the input spells.
+pub fn changes(input: &[u8]) {
+    let mut rest = input;
+    let kind = next(&mut rest);
+    let row = schema(&mut rest);
+    let source = SOURCES[usize::from(kind) % SOURCES.len()];
+    let envelope = format!(
+        r#"{{"type":"record","name":"Envelope","fields":[{{"name":"before","type":["null",{row}]}},
+            {{"name":"after","type":["null","R"]}},{{"name":"op","type":"string"}},
+            {{"name":"source","type":{{"type":"record","name":"Source","fields":[{source}]}}}}]}}"#
+    );
+    let writer = match kind & 4 {
+        0 => envelope,
+        // With tombstones.
+        _ => format!("[\"null\",{envelope}]"),
+    };
+    let limits = limits();
+    let Ok(writer) = Schema::parse(&writer, &limits) else { return };
+    let image = image(&writer).unwrap();
+    let masks = Masks::new();
+    let Ok(table) = TableDef::new(&image, &[], true, &masks) else { return };
+    let key = ["f0".to_owned()];
+    let plans = [Dialect::Postgres, Dialect::Sqlite].map(|dialect| {
+        let target = Target { dialect, columns: &table.columns, masks: &masks, limits: &limits };
+        Plan::compile_changes(&writer, &key, &target)
+    });
+    let [Ok(postgres), Ok(sqlite)] = plans else { return };
+    let Some((rows, block)) = rest.split_first() else { return };
+    let constants = postgres.constants(1, &[]).unwrap();
+    let mut cursor = postgres.rows(block, u64::from(*rows));
+    let (mut out, mut copied) = (Vec::new(), 0);
+    loop {
+        out.clear();
+        let before = cursor.remaining();
+        let result = cursor.copy(&constants, &mut out, 1 << 14);
+        copied += check_changes(&out, &postgres);
+        match result {
+            Ok(()) if cursor.remaining() == 0 => break,
+            Ok(()) => assert!(cursor.remaining() < before, "no progress"),
+            Err(Fault::Row(_)) => {
+                if let Some(json) = cursor.refused_json() {
+                    serde_json::from_str::<serde::de::IgnoredAny>(&json).unwrap();
+                }
+            }
+            Err(Fault::Corrupt(_)) => break,
+        }
+    }
+    assert!(copied <= 2 * u64::from(*rows), "an update of the key is two rows");
+    let mut sink = Sink { columns: sqlite.columns().len() + 2, row: 0 };
+    let mut cursor = sqlite.rows(block, u64::from(*rows));
+    while cursor.remaining() > 0 {
+        let before = cursor.remaining();
+        let _ = cursor.visit(&constants, &mut sink);
+        if cursor.remaining() == before {
+            break;
+        }
+    }
 }
 
 /// Small enough that the fuzzer meets them.
@@ -239,6 +307,37 @@ fn check_tuples(mut bytes: &[u8], plan: &Plan) -> u64 {
             let (field, rest) = bytes.split_at(length as usize);
             bytes = rest;
             check_field(field, &column.sql_type);
+        }
+        tuples += 1;
+    }
+    assert!(bytes.is_empty());
+    tuples
+}
+
+/// Walks tuples to be staged: the columns, the version, and what the row is. Their number.
+fn check_changes(mut bytes: &[u8], plan: &Plan) -> u64 {
+    let mut tuples = 0;
+    while let Some((count, rest)) = bytes.split_first_chunk::<2>() {
+        let columns = plan.columns();
+        assert_eq!(usize::from(u16::from_be_bytes(*count)), columns.len() + 2);
+        bytes = rest;
+        let fields: Vec<Option<&[u8]>> = (0..columns.len() + 2)
+            .map(|_| {
+                let (length, rest) = bytes.split_first_chunk::<4>().unwrap();
+                let length = usize::try_from(i32::from_be_bytes(*length)).ok();
+                let field = &rest[..length.unwrap_or(0)];
+                bytes = &rest[field.len()..];
+                length.map(|_| field)
+            })
+            .collect();
+        let change = std::str::from_utf8(fields[columns.len() + 1].unwrap()).unwrap();
+        assert!([PUT, DELETE, TRUNCATE].contains(&change), "{change}");
+        assert!(!fields[columns.len()].unwrap().is_empty(), "no version");
+        for (field, column) in fields.iter().zip(columns) {
+            match field {
+                Some(field) => check_field(field, &column.sql_type),
+                None => assert!(column.nullable || change != PUT),
+            }
         }
         tuples += 1;
     }

@@ -6,11 +6,10 @@ use sqlx::{Connection, Executor};
 use super::{Ledger, LedgerError};
 
 /// `(version, PostgreSQL, SQLite)`, in order.
-const MIGRATIONS: &[(i64, &str, &str)] = &[(
-    1,
-    include_str!("migrations/0001_postgres.sql"),
-    include_str!("migrations/0001_sqlite.sql"),
-)];
+const MIGRATIONS: &[(i64, &str, &str)] = &[
+    (1, include_str!("migrations/0001_postgres.sql"), include_str!("migrations/0001_sqlite.sql")),
+    (2, include_str!("migrations/0002_postgres.sql"), include_str!("migrations/0002_sqlite.sql")),
+];
 
 /// The advisory lock that serialises migrations: "weirgate" in ASCII.
 const LOCK: i64 = 0x7765_6972_6761_7465;

@@ -36,7 +36,7 @@ pub use control::PlanRecord;
 pub use errors::{LedgerError, database_fault, sqlite_fault};
 pub use failures::{Failure, Resolution};
 pub use objects::FeedSummary;
-pub use tables::{AlterError, postgres_columns, sqlite_columns};
+pub use tables::{AlterError, postgres_column, sqlite_columns};
 pub use workers::{WorkerReport, WorkerState};
 
 /// A pool of connections to the database with the ledger in it.

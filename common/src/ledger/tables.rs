@@ -124,8 +124,7 @@ fn statement(what: &'static str, source: sqlx::Error) -> LedgerError {
     LedgerError::Statement { what, source }
 }
 
-/// The columns of a table as a transaction sees them.
-pub async fn postgres_columns(
+async fn postgres_columns(
     connection: &mut PgConnection,
     table: &TableName,
 ) -> Result<Vec<Column>, sqlx::Error> {
@@ -138,13 +137,17 @@ pub async fn postgres_columns(
     .bind(table.in_postgres())
     .fetch_all(connection)
     .await?;
-    let column = |(name, sql_type, nullable): (String, String, bool)| Column {
+    Ok(rows.into_iter().map(postgres_column).collect())
+}
+
+/// A column by its name, its type as `format_type` tells it, and whether it may be null.
+pub fn postgres_column((name, sql_type, nullable): (String, String, bool)) -> Column {
+    Column {
         source: Source::Field(name.clone()),
         name,
         sql_type: SqlType::from_postgres(&sql_type),
         nullable,
-    };
-    Ok(rows.into_iter().map(column).collect())
+    }
 }
 
 /// The columns of a table as a transaction sees them.

@@ -69,6 +69,10 @@ const STOP_AFTER: Duration = Duration::from_secs(5);
 /// hold many messages that others could work on.
 const HELD_PER_SLOT: usize = 2;
 
+/// Receives at the same time, at most: each brings ten messages and takes a round trip to SQS, which
+/// is long beside the import of ten small objects.
+const RECEIVES_MAX: usize = 4;
+
 pub struct Protocol {
     limits: Limits,
     deliveries: BTreeMap<DeliveryId, Delivery>,
@@ -77,7 +81,10 @@ pub struct Protocol {
     next_import: u64,
     breakers: Breakers,
     concurrency: Concurrency,
-    receiving: bool,
+    /// Receives that have not returned.
+    receives: usize,
+    /// How many there may be: one more after each that came back full, one after any other.
+    receives_max: usize,
     drain: Option<Moment>,
     stopped: bool,
     /// The time of the last step: all that was due by then is done or waits for an input.
@@ -105,7 +112,8 @@ impl Protocol {
             imports: BTreeMap::new(),
             next_import: 0,
             breakers: Breakers::default(),
-            receiving: false,
+            receives: 0,
+            receives_max: 1,
             drain: None,
             stopped: false,
             now: Moment::ZERO,
@@ -120,7 +128,7 @@ impl Protocol {
             Input::Wake => {}
             Input::Received(arrivals) => self.received(now, arrivals),
             Input::ReceiveFailed => {
-                self.receiving = false;
+                self.returned(0);
                 self.breakers.open(Dependency::Queue, now, &mut self.rng);
             }
             Input::Imported(import, outcomes) => self.imported(now, import, outcomes),
@@ -174,8 +182,7 @@ impl Protocol {
     }
 
     fn received(&mut self, now: Moment, arrivals: Vec<Arrival>) {
-        assert!(self.receiving, "messages arrive only when asked for");
-        self.receiving = false;
+        self.returned(arrivals.len());
         for arrival in arrivals {
             let Arrival { delivery: id, receive_count, loads, failure } = arrival;
             let mut delivery = Delivery::of(&self.limits, now, receive_count, loads, failure);
@@ -183,6 +190,15 @@ impl Protocol {
             let known = self.deliveries.insert(id, delivery);
             assert!(known.is_none(), "delivery ids are never reused");
         }
+    }
+
+    fn returned(&mut self, messages: usize) {
+        assert!(self.receives > 0, "messages arrive only when asked for");
+        self.receives -= 1;
+        self.receives_max = match messages < BATCH_MAX {
+            true => 1,
+            false => RECEIVES_MAX.min(self.receives_max + 1),
+        };
     }
 
     fn imported(&mut self, now: Moment, import: ImportId, outcomes: Vec<(TaskId, Outcome)>) {
@@ -296,7 +312,7 @@ impl Protocol {
         self.delete(now, effects);
         self.receive(now, effects);
         if let Some(deadline) = self.drain {
-            let drained = self.deliveries.is_empty() && !self.receiving;
+            let drained = self.deliveries.is_empty() && self.receives == 0;
             if drained || now >= deadline + STOP_AFTER {
                 self.stopped = true;
                 effects.0.push(Effect::Stop);
@@ -437,7 +453,8 @@ impl Protocol {
     }
 
     fn receive(&mut self, now: Moment, effects: &mut Effects) {
-        if self.receiving || self.drain.is_some() || self.breakers.any_open() {
+        let all_asked = self.receives >= self.receives_max;
+        if all_asked || self.drain.is_some() || self.breakers.any_open() {
             return;
         }
         let (mut budget, mut gathering, mut queued) = (self.budget(), false, false);
@@ -450,15 +467,20 @@ impl Protocol {
                 }
             }
         }
-        let free_places = (HELD_PER_SLOT * self.limits.slots).saturating_sub(self.places());
         // Where objects are small the next group gathers while others run.
         let small = gathering || self.imports.values().any(|import| import.small);
-        let count = match small && !queued {
-            true => BATCH_MAX * free_places.min(1),
-            false => budget.free_slots().min(free_places).min(BATCH_MAX),
-        };
-        if count > 0 {
-            self.receiving = true;
+        let streams = small && !queued;
+        let receives_max = if streams { self.receives_max } else { 1 };
+        while self.receives < receives_max {
+            let free_places = (HELD_PER_SLOT * self.limits.slots).saturating_sub(self.places());
+            let count = match streams {
+                true => BATCH_MAX * free_places.min(1),
+                false => budget.free_slots().min(free_places).min(BATCH_MAX),
+            };
+            if count == 0 {
+                return;
+            }
+            self.receives += 1;
             effects.0.push(Effect::Receive { count });
         }
     }
@@ -466,7 +488,8 @@ impl Protocol {
     /// How much is held: as many messages about small objects as one import takes count as one.
     fn places(&self) -> usize {
         let unsettled = self.deliveries.values().filter(|delivery| !delivery.is_acknowledged());
-        let (mut small, mut others) = (0_usize, 0);
+        // What was asked for will most likely be like what came, if there are other receives at all.
+        let (mut small, mut others) = (self.receives * BATCH_MAX, 0);
         for delivery in unsettled {
             match delivery.is_small(&self.limits) {
                 true => small += 1,

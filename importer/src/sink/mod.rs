@@ -6,6 +6,7 @@
 //!         └─▶ merge      rows that take others' place by key    pure: the statements
 //!               └─▶ target     the table, made or brought up to date; the plan for its columns
 //!                     └─▶ statement   rows bound to a prepared statement (SQLite)
+//!                     └─▶ literal     values in the text of statements (PostgreSQL)
 //!                           └─▶ import     the transaction, the same on every database
 //!                                 └─▶ postgres, sqlite   its steps, in the words of each
 //! ```
@@ -16,6 +17,7 @@ mod version;
 mod merge;
 mod target;
 
+mod literal;
 mod statement;
 
 mod postgres;
@@ -148,11 +150,13 @@ trait Database: Sync {
     /// What is to become of the object's bytes before the transaction.
     fn format(&self, import: &Import<'_>) -> Result<Format, Failure>;
 
-    /// Opens a transaction and locks what the ledger says, and will say, of each of `jobs`.
+    /// Opens a transaction and locks what the ledger says, and will say, of each of `jobs`. Fails if
+    /// the feed's table is not what it was when any of `targets` was made.
     fn begin(
         &self,
         all: &Job<'_>,
         jobs: &[Job<'_>],
+        targets: &[Arc<Target>],
     ) -> impl Future<Output = Result<Self::Open, Failure>> + Send;
 }
 
@@ -197,6 +201,9 @@ trait Transaction: Sized + Send {
     ) -> impl Future<Output = Result<Vec<Written>, Broken>> + Send;
 
     fn commit(self, job: &Job<'_>) -> impl Future<Output = Result<(), Failure>> + Send;
+
+    /// Ends a transaction that has changed nothing.
+    fn leave(self) -> impl Future<Output = ()> + Send;
 }
 
 /// Why a transaction failed, and because of which of its objects, where that is known.
@@ -255,7 +262,9 @@ async fn import<D: Database>(
     if !ready.is_empty() {
         let jobs: Vec<Job<'_>> = ready.iter().map(|(import, _)| import.job).collect();
         let count = ready.len();
-        let ran = match database.begin(&all, &jobs).await {
+        let targets = ready.iter().filter_map(|(import, _)| import.target.clone());
+        let targets: Vec<Arc<Target>> = targets.collect();
+        let ran = match database.begin(&all, &jobs, &targets).await {
             Ok(open) => run(open, &all, &jobs, ready).await,
             Err(failure) => Err(failure.into()),
         };
@@ -349,8 +358,9 @@ async fn run<T: Transaction>(
             }
         }
     }
-    if changed {
-        transaction.commit(all).await?;
+    match changed {
+        true => transaction.commit(all).await?,
+        false => transaction.leave().await,
     }
     Ok(outcomes)
 }

@@ -4,12 +4,17 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use sha2::{Digest, Sha256};
-use sqlx::{Executor, PgConnection, PgPool};
+use sqlx::pool::PoolConnection;
+use sqlx::postgres::PgRow;
+use sqlx::{Executor, FromRow as _, PgConnection, PgPool};
 use weirgate_avro::copy::{COPY_HEADER, COPY_TRAILER};
+use weirgate_avro::table::Column;
 use weirgate_common::clock::{self, Timestamp};
-use weirgate_common::ledger::{Ledger, postgres_columns};
+use weirgate_common::fault::Fault;
+use weirgate_common::ledger::{Ledger, postgres_column};
 
 use super::admission::LedgerRow;
+use super::literal;
 use super::merge::Merge;
 use super::target::{Target, Targets, captures};
 use super::version::{Bent, bent, version};
@@ -41,13 +46,14 @@ impl Postgres {
     pub async fn ledger_rows(&self, jobs: &[Job<'_>]) -> Result<Vec<Vec<LedgerRow>>, Failure> {
         let Some(first) = jobs.first() else { return Ok(Vec::new()) };
         let mut connection = self.acquire(first).await?;
-        Ok(select_ledger(&mut connection, first, jobs).await?.0)
+        let failed = |error: sqlx::Error| refused(first, "reading the ledger", &error);
+        let no_locks = literal::array::<i64>([]);
+        let question = admission(jobs, no_locks, None)?;
+        let answer = connection.fetch_all(question.as_str()).await.map_err(failed)?;
+        Ok(Admitted::from(jobs, &answer).map_err(failed)?.rows)
     }
 
-    async fn acquire(
-        &self,
-        job: &Job<'_>,
-    ) -> Result<sqlx::pool::PoolConnection<sqlx::Postgres>, Failure> {
+    async fn acquire(&self, job: &Job<'_>) -> Result<PoolConnection<sqlx::Postgres>, Failure> {
         self.pool.acquire().await.map_err(|error| unavailable(job, "connecting", &error))
     }
 }
@@ -95,53 +101,149 @@ impl Database for Postgres {
         Ok(Format::Copy { plan: target.plan.clone(), constants, on_bad_row })
     }
 
-    async fn begin(&self, all: &Job<'_>, jobs: &[Job<'_>]) -> Result<Open, Failure> {
-        let locks = each(jobs, |job| {
-            let key = lock_key(&[job.feed_name, &job.object.bucket, &job.object.key]);
-            format!("pg_try_advisory_xact_lock('{key}'::bigint)")
-        });
-        // Everything in one round trip. sqlx drops what it answers, so which locks were free stays in
-        // a setting until the next statement, whose snapshot must be younger than the locks, also
-        // where transactions are serializable by default. And whatever the parameters of the
-        // statements to come, their plans are the same.
+    async fn begin(
+        &self,
+        all: &Job<'_>,
+        jobs: &[Job<'_>],
+        targets: &[Arc<Target>],
+    ) -> Result<Open, Failure> {
+        let failed = |error: sqlx::Error| unavailable(all, "begin", &error);
+        let locks = jobs
+            .iter()
+            .map(|job| Some(lock_key(&[job.feed_name, &job.object.bucket, &job.object.key])));
+        let table = targets.first().map(|target| target.table.as_str());
+        // Reading a table locks it: from then on nobody alters it before this transaction has ended.
+        let lock =
+            table.map_or_else(String::new, |table| format!("SELECT FROM {table} WHERE false;"));
         let begin = format!(
-            "BEGIN ISOLATION LEVEL READ COMMITTED; \
-             SET LOCAL plan_cache_mode = force_generic_plan; \
-             SELECT set_config('{LOCKED}', array_to_string(ARRAY[{}], ''), true)",
-            locks.join(", ")
+            "BEGIN ISOLATION LEVEL READ COMMITTED; {lock} {}",
+            admission(jobs, literal::array(locks), table)?
         );
-        let open = self.pool.begin_with(begin).await;
-        let open = open.map_err(|error| unavailable(all, "begin", &error))?;
-        Ok(Open { transaction: open, bent: Vec::new() })
+        let mut open = Open::on(self.acquire(all).await?);
+        let answer = open.connection.fetch_all(begin.as_str()).await.map_err(failed)?;
+        let admitted = Admitted::from(jobs, &answer).map_err(failed)?;
+        if let Some(why) = targets.iter().find_map(|target| target.outdated(&admitted.columns)) {
+            let detail = format!("{} was altered: {why}; planning again", all.feed.table);
+            return Err(Failure::new(Fault::Transient, "table_altered", detail));
+        }
+        open.admitted = admitted;
+        Ok(open)
     }
 }
 
-/// Which of its locks a transaction got: `t` or `f` for each.
-const LOCKED: &str = "weirgate.locked";
+/// Asks what `weirgate.admission` answers.
+fn admission(jobs: &[Job<'_>], locks: String, table: Option<&str>) -> Result<String, Failure> {
+    let names = jobs.iter().flat_map(|job| {
+        let object = job.object;
+        let optional = [&object.version_id, &object.sequencer].into_iter().flatten();
+        [&object.bucket, &object.key, &object.etag].into_iter().chain(optional)
+    });
+    if let Some(name) = names.into_iter().find(|name| name.contains('\0')) {
+        let detail = format!("{name:?} contains NUL, which PostgreSQL cannot hold");
+        return Err(Failure::permanent("bad_key", detail));
+    }
+    Ok(format!(
+        "SELECT * FROM weirgate.admission({}, {locks}, {}, {}, {})",
+        literal::text(jobs.first().map_or("", |job| job.feed_name)),
+        literal::array(jobs.iter().map(|job| Some(&job.object.bucket))),
+        literal::array(jobs.iter().map(|job| Some(&job.object.key))),
+        table.map_or_else(|| "NULL".to_owned(), literal::text),
+    ))
+}
 
-/// An open transaction.
+/// What `weirgate.admission` said.
+#[derive(Default)]
+struct Admitted {
+    /// The ledger rows of each job.
+    rows: Vec<Vec<LedgerRow>>,
+    /// Whether this transaction has the lock on them.
+    locked: Vec<bool>,
+    /// Of the table that was asked for.
+    columns: Vec<Column>,
+}
+
+impl Admitted {
+    fn from(jobs: &[Job<'_>], answer: &[PgRow]) -> Result<Self, sqlx::Error> {
+        type Row = (
+            i64,
+            bool,
+            Option<i64>,
+            Option<String>,
+            Option<String>,
+            Option<String>,
+            Option<i64>,
+            Option<String>,
+        );
+        let mut admitted = Admitted {
+            rows: jobs.iter().map(|_| Vec::new()).collect(),
+            locked: vec![false; jobs.len()],
+            columns: Vec::new(),
+        };
+        for row in answer {
+            let (n, locked, id, etag, sequencer, state, event_at_ms, columns) = Row::from_row(row)?;
+            let at = n as usize - 1;
+            admitted.locked[at] = locked;
+            if let Some(columns) = columns {
+                let columns: Vec<_> = serde_json::from_str(&columns)
+                    .map_err(|error| sqlx::Error::Decode(error.into()))?;
+                admitted.columns = columns.into_iter().map(postgres_column).collect();
+            }
+            if let (Some(id), Some(etag), Some(state)) = (id, etag, state) {
+                let event_at = event_at_ms.map(Timestamp::from_unix_ms);
+                admitted.rows[at].push(ledger_row((id, etag, sequencer, state, event_at)));
+            }
+        }
+        Ok(admitted)
+    }
+}
+
+/// An open transaction. Dropped before its end, it takes its connection with it.
 pub(super) struct Open {
-    transaction: sqlx::Transaction<'static, sqlx::Postgres>,
+    connection: PoolConnection<sqlx::Postgres>,
+    ended: bool,
+    admitted: Admitted,
     bent: Vec<Bent>,
+    /// The last statement before COMMIT.
+    insert_ledger: String,
+}
+
+impl Open {
+    fn on(connection: PoolConnection<sqlx::Postgres>) -> Self {
+        Open {
+            connection,
+            ended: false,
+            admitted: Admitted::default(),
+            bent: Vec::new(),
+            insert_ledger: String::new(),
+        }
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.connection.close_on_drop();
+        }
+    }
 }
 
 impl Transaction for Open {
     async fn ledger(&mut self, jobs: &[Job<'_>]) -> Result<Vec<Option<Vec<LedgerRow>>>, Failure> {
-        let Some(first) = jobs.first() else { return Ok(Vec::new()) };
-        let (rows, locked) = select_ledger(&mut self.transaction, first, jobs).await?;
+        let rows = std::mem::take(&mut self.admitted.rows);
         self.bent = bent(jobs, &rows);
-        Ok(rows.into_iter().zip(locked).map(|(rows, locked)| locked.then_some(rows)).collect())
+        let found = rows.into_iter().zip(&self.admitted.locked);
+        Ok(found.map(|(rows, locked)| locked.then_some(rows)).collect())
     }
 
     async fn advance_sequencer(&mut self, job: &Job<'_>, row: i64) -> Result<(), Failure> {
         let update = sqlx::query(ADVANCE_SEQUENCER).bind(row).bind(&job.object.sequencer);
-        let done = update.execute(&mut *self.transaction).await;
+        let done = update.execute(&mut *self.connection).await;
         done.map(drop).map_err(|error| refused(job, "advancing the sequencer", &error))
     }
 
     async fn replace(&mut self, job: &Job<'_>, row: i64) -> Result<(), Failure> {
         let failed = |error: sqlx::Error| refused(job, "replacing the older version", &error);
-        let connection = &mut *self.transaction;
+        let connection = &mut *self.connection;
         if !job.feed.write.is_keyed() {
             let delete = format!("DELETE FROM {} WHERE _object = $1", job.feed.table.in_postgres());
             sqlx::query(&delete).bind(row).execute(&mut *connection).await.map_err(failed)?;
@@ -164,21 +266,19 @@ impl Transaction for Open {
             }
         }
         for (target, members) in copies.into_values() {
-            let into = &mut self.transaction;
             match &target.merge {
                 None => {
-                    let (table, columns) = (&target.table, &target.columns);
+                    let (into, table, columns) =
+                        (&mut self.connection, &target.table, &target.columns);
                     let counted =
                         copy(into, table, columns, &members, &mut imports, &mut written).await?;
                     nothing_dropped(&members, &imports, &written, counted)?;
                 }
                 Some(merge) => {
-                    merge_rows(into, merge, &self.bent, &members, &mut imports, &mut written)
-                        .await?;
+                    self.merge(merge, &members, &mut imports, &mut written).await?;
                 }
             }
         }
-        insert_ledger(&mut self.transaction, &imports, &written).await?;
         for ((import, _), written) in imports.iter().zip(&written) {
             let job = &import.job;
             for row in &written.rejected {
@@ -187,142 +287,107 @@ impl Transaction for Open {
                     .bind(i64::try_from(row.ordinal).unwrap_or(i64::MAX))
                     .bind(row.reason.replace('\0', "\u{fffd}"))
                     .bind(&row.record)
-                    .execute(&mut *self.transaction)
+                    .execute(&mut *self.connection)
                     .await
                     .map_err(|error| refused(job, "writing rejected rows", &error))?;
             }
         }
+        self.insert_ledger = insert_ledger(&imports, &written);
         Ok(written)
     }
 
-    async fn commit(self, job: &Job<'_>) -> Result<(), Failure> {
-        self.transaction.commit().await.map_err(|error| refused(job, "commit", &error))
+    async fn commit(mut self, job: &Job<'_>) -> Result<(), Failure> {
+        let statements = format!("{}COMMIT", self.insert_ledger);
+        let done = self.connection.execute(statements.as_str()).await;
+        done.map_err(|error| refused(job, "commit", &error))?;
+        self.ended = true;
+        Ok(())
+    }
+
+    async fn leave(mut self) {
+        self.ended = self.connection.execute("ROLLBACK").await.is_ok();
     }
 }
 
-/// The rows of each job, and whether this transaction has the lock on them. The inner query goes by
-/// the index for each of them, whatever the planner believes of a ledger that grew since it last
-/// looked.
-async fn select_ledger(
-    connection: &mut PgConnection,
-    first: &Job<'_>,
-    jobs: &[Job<'_>],
-) -> Result<(Vec<Vec<LedgerRow>>, Vec<bool>), Failure> {
-    type Found =
-        (i64, bool, Option<i64>, Option<String>, Option<String>, Option<String>, Option<Timestamp>);
-    let found: Vec<Found> = sqlx::query_as(&format!(
-        "SELECT m.n, coalesce(substr(current_setting('{LOCKED}', true), m.n::integer, 1) = 't', false),
-             o.*
-         FROM unnest($2::text[], $3::text[]) WITH ORDINALITY AS m(bucket, key, n)
-         LEFT JOIN LATERAL (
-             SELECT id, etag, sequencer, state, event_at FROM weirgate.object
-             WHERE feed = $1 AND bucket = m.bucket AND key = m.key OFFSET 0) AS o ON true",
-    ))
-    .bind(first.feed_name)
-    .bind(each(jobs, |job| job.object.bucket.as_str()))
-    .bind(each(jobs, |job| job.object.key.as_str()))
-    .fetch_all(connection)
-    .await
-    .map_err(|error| refused(first, "reading the ledger", &error))?;
-    let mut rows: Vec<Vec<LedgerRow>> = jobs.iter().map(|_| Vec::new()).collect();
-    let mut ours = vec![false; jobs.len()];
-    for (n, locked, id, etag, sequencer, state, event_at) in found {
-        let at = n as usize - 1;
-        ours[at] = locked;
-        if let (Some(id), Some(etag), Some(state)) = (id, etag, state) {
-            rows[at].push(ledger_row((id, etag, sequencer, state, event_at)));
-        }
-    }
-    Ok((rows, ours))
-}
-
-fn each<'a, T, U>(items: &'a [T], of: impl FnMut(&'a T) -> U) -> Vec<U> {
-    items.iter().map(of).collect()
-}
-
-const INSERT_LEDGER: &str = "INSERT INTO weirgate.object (feed, table_name, worker, committed_at,
-        state, id, bucket, key, etag, version_id, sequencer, rows, rejected_rows, bytes,
-        schema_fingerprint, event_at, received_at)
-     SELECT $1, $2, $3, $4, 'committed', m.* FROM unnest($5::bigint[], $6::text[], $7::text[],
-        $8::text[], $9::text[], $10::text[], $11::bigint[], $12::bigint[], $13::bigint[],
-        $14::bigint[], $15::timestamptz[], $16::timestamptz[]) AS m";
-
-async fn insert_ledger(
-    connection: &mut PgConnection,
-    imports: &[(Import<'_>, Chunks)],
-    written: &[Written],
-) -> Result<(), Failure> {
-    let Some((Import { job, .. }, _)) = imports.first() else { return Ok(()) };
-    let objects = each(imports, |(import, _)| import.job.object);
-    sqlx::query(INSERT_LEDGER)
-        .bind(job.feed_name)
-        .bind(job.feed.table.to_string())
-        .bind(job.worker)
-        .bind(clock::now())
-        .bind(each(imports, |(import, _)| import.id))
-        .bind(each(&objects, |object| object.bucket.as_str()))
-        .bind(each(&objects, |object| object.key.as_str()))
-        .bind(each(&objects, |object| object.etag.as_str()))
-        .bind(each(&objects, |object| object.version_id.as_deref()))
-        .bind(each(&objects, |object| object.sequencer.as_deref()))
-        .bind(each(written, Written::rows))
-        .bind(each(written, Written::rejected))
-        .bind(each(imports, |(import, _)| import.bytes))
-        .bind(each(imports, |(import, _)| import.header.as_ref().map(|it| it.writer.fingerprint)))
-        .bind(each(&objects, |object| object.at))
-        .bind(each(imports, |(import, _)| import.job.received_at))
-        .execute(connection)
-        .await
-        .map(drop)
-        .map_err(|error| refused(job, "writing the ledger rows", &error))
+/// The statement that writes the ledger rows, with a semicolon; nothing for no imports.
+fn insert_ledger(imports: &[(Import<'_>, Chunks)], written: &[Written]) -> String {
+    let Some((Import { job, .. }, _)) = imports.first() else { return String::new() };
+    let imports = || imports.iter().map(|(import, _)| import);
+    let objects = || imports().map(|import| import.job.object);
+    let fingerprint = |import: &Import<'_>| Some(import.header.as_ref()?.writer.fingerprint);
+    format!(
+        "INSERT INTO weirgate.object (feed, table_name, worker, committed_at, state, id, bucket, key,
+             etag, version_id, sequencer, rows, rejected_rows, bytes, schema_fingerprint, event_at,
+             received_at)
+         SELECT {}, {}, {}, {}::timestamptz, 'committed', m.* FROM unnest({}::bigint[], {}::text[],
+             {}::text[], {}::text[], {}::text[], {}::text[], {}::bigint[], {}::bigint[],
+             {}::bigint[], {}::bigint[], {}::timestamptz[], {}::timestamptz[]) AS m; ",
+        literal::text(job.feed_name),
+        literal::text(&job.feed.table.to_string()),
+        literal::text(job.worker),
+        literal::text(&clock::now().to_string()),
+        literal::array(imports().map(|import| Some(import.id))),
+        literal::array(objects().map(|object| Some(&object.bucket))),
+        literal::array(objects().map(|object| Some(&object.key))),
+        literal::array(objects().map(|object| Some(&object.etag))),
+        literal::array(objects().map(|object| object.version_id.as_ref())),
+        literal::array(objects().map(|object| object.sequencer.as_ref())),
+        literal::array(written.iter().map(|it| Some(it.rows()))),
+        literal::array(written.iter().map(|it| Some(it.rejected()))),
+        literal::array(imports().map(|import| Some(import.bytes))),
+        literal::array(imports().map(fingerprint)),
+        literal::array(objects().map(|object| object.at)),
+        literal::array(imports().map(|import| Some(import.job.received_at))),
+    )
 }
 
 /// Messages to the server are made at least this large.
 const MESSAGE_BYTES: usize = 32 << 10;
 
-/// Stages all chunks of some of the imports, and merges them into the table.
-async fn merge_rows(
-    connection: &mut PgConnection,
-    merge: &Merge,
-    bent: &[Bent],
-    members: &[usize],
-    imports: &mut [(Import<'_>, Chunks)],
-    written: &mut [Written],
-) -> Result<(), Broken> {
-    let Some(job) = members.first().map(|at| imports[*at].0.job) else { return Ok(()) };
-    let failed = |error: sqlx::Error| refused(&job, "merging rows", &error);
-    connection.execute(merge.begin().as_str()).await.map_err(failed)?;
-    copy(connection, merge.stage(), &merge.staged(), members, imports, written).await?;
-    // Other importers may have added columns since the table was looked at. They cannot add more:
-    // staging has locked it against them.
-    let existing = postgres_columns(connection, &job.feed.table).await.map_err(failed)?;
-    // No statement outlives its staging table, which is gone after the transaction.
-    let bend = merge.bend();
-    for Bent { from, to } in bent {
-        let bend = sqlx::query(&bend).persistent(false).bind(from).bind(to);
-        bend.execute(&mut *connection).await.map_err(failed)?;
-    }
-    if merge.is_of_changes() {
-        sqlx::query("SELECT pg_advisory_xact_lock(hashtextextended('weirgate merge ' || $1, 0))")
+impl Open {
+    /// Stages all chunks of some of the imports, and merges them into the table.
+    async fn merge(
+        &mut self,
+        merge: &Merge,
+        members: &[usize],
+        imports: &mut [(Import<'_>, Chunks)],
+        written: &mut [Written],
+    ) -> Result<(), Broken> {
+        let Some(job) = members.first().map(|at| imports[*at].0.job) else { return Ok(()) };
+        let failed = |error: sqlx::Error| refused(&job, "merging rows", &error);
+        let (connection, existing) = (&mut *self.connection, &self.admitted.columns);
+        connection.execute(merge.begin().as_str()).await.map_err(failed)?;
+        copy(connection, merge.stage(), &merge.staged(), members, imports, written).await?;
+        // No statement outlives its staging table, which is gone after the transaction.
+        let bend = merge.bend();
+        for Bent { from, to } in &self.bent {
+            let bend = sqlx::query(&bend).persistent(false).bind(from).bind(to);
+            bend.execute(&mut *connection).await.map_err(failed)?;
+        }
+        if merge.is_of_changes() {
+            sqlx::query(
+                "SELECT pg_advisory_xact_lock(hashtextextended('weirgate merge ' || $1, 0))",
+            )
             .bind(job.feed.table.to_string())
             .execute(&mut *connection)
             .await
             .map_err(failed)?;
-        connection.execute(merge.newest_changes().as_str()).await.map_err(failed)?;
-        let truncates: i64 = sqlx::query_scalar(&merge.truncates())
-            .persistent(false)
-            .fetch_one(&mut *connection)
-            .await
-            .map_err(failed)?;
-        if truncates > 0 {
-            connection.execute(merge.truncate().as_str()).await.map_err(failed)?;
+            connection.execute(merge.newest_changes().as_str()).await.map_err(failed)?;
+            let truncates: i64 = sqlx::query_scalar(&merge.truncates())
+                .persistent(false)
+                .fetch_one(&mut *connection)
+                .await
+                .map_err(failed)?;
+            if truncates > 0 {
+                connection.execute(merge.truncate().as_str()).await.map_err(failed)?;
+            }
+            connection.execute(merge.apply(existing).as_str()).await.map_err(failed)?;
+        } else {
+            connection.execute(merge.upsert(existing).as_str()).await.map_err(failed)?;
         }
-        connection.execute(merge.apply(&existing).as_str()).await.map_err(failed)?;
-    } else {
-        connection.execute(merge.upsert(&existing).as_str()).await.map_err(failed)?;
+        connection.execute(merge.end().as_str()).await.map_err(failed)?;
+        Ok(())
     }
-    connection.execute(merge.end().as_str()).await.map_err(failed)?;
-    Ok(())
 }
 
 /// Copies all chunks of some of the imports. How many rows the table says it took.

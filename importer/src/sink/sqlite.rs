@@ -70,7 +70,12 @@ impl Database for Sqlite {
     }
 
     /// IMMEDIATE: the ledger is read under the write lock, so nobody commits in between.
-    async fn begin(&self, all: &Job<'_>, _jobs: &[Job<'_>]) -> Result<Open, Failure> {
+    async fn begin(
+        &self,
+        all: &Job<'_>,
+        _jobs: &[Job<'_>],
+        _targets: &[Arc<Target>],
+    ) -> Result<Open, Failure> {
         let begun = self.pool.begin_with("BEGIN IMMEDIATE").await;
         let transaction = begun.map_err(|error| refused(all, "begin", &error))?;
         Ok(Open { transaction, bent: Vec::new() })
@@ -121,6 +126,8 @@ impl Transaction for Open {
     async fn commit(self, job: &Job<'_>) -> Result<(), Failure> {
         self.transaction.commit().await.map_err(|error| refused(job, "commit", &error))
     }
+
+    async fn leave(self) {}
 }
 
 const SELECT_LEDGER: &str = "SELECT id, etag, sequencer, state, event_at FROM weirgate.object

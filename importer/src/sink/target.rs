@@ -33,6 +33,24 @@ pub(super) struct Target {
     pub merge: Option<Merge>,
 }
 
+impl Target {
+    /// What the table's columns say against rows made for this target. Nothing else would: PostgreSQL
+    /// takes the bytes of a `bigint` for a `timestamptz`.
+    pub(super) fn outdated(&self, existing: &[Column]) -> Option<String> {
+        self.plan.columns().iter().find_map(|planned| {
+            let now = existing.iter().find(|column| column.name == planned.name);
+            match now {
+                Some(now) if now.sql_type == planned.sql_type => None,
+                Some(now) => Some(format!(
+                    "column {} is {} now, it was {}",
+                    planned.name, now.sql_type, planned.sql_type
+                )),
+                None => Some(format!("column {} is gone", planned.name)),
+            }
+        })
+    }
+}
+
 /// Remembered targets, by feed and schema as it stands in the file: schemas of the same fingerprint
 /// may differ in logical types, hence in columns.
 #[derive(Default)]

@@ -32,7 +32,9 @@ pub(crate) struct Watch {
     /// When something last stood in the way of all work.
     hindered_at: Moment,
     suspended_at: Moment,
-    receiving: bool,
+    /// Receives that have not returned, and whether the last that did was full.
+    receives: usize,
+    full: bool,
     drain: Option<Moment>,
     pub(crate) stopped: bool,
 }
@@ -84,7 +86,8 @@ impl Watch {
             away: BTreeSet::new(),
             hindered_at: Moment::ZERO,
             suspended_at: Moment::ZERO,
-            receiving: false,
+            receives: 0,
+            full: false,
             drain: None,
             stopped: false,
         }
@@ -120,7 +123,8 @@ impl Watch {
         match input {
             Input::Wake => {}
             Input::Received(arrivals) => {
-                self.receiving = false;
+                self.receives -= 1;
+                self.full = arrivals.len() == BATCH_MAX;
                 let company = self.limits.grouping.objects_max;
                 let fresh = Told { company, ..Told::default() };
                 for arrival in arrivals {
@@ -146,7 +150,8 @@ impl Watch {
                 }
             }
             Input::ReceiveFailed => {
-                self.receiving = false;
+                self.receives -= 1;
+                self.full = false;
                 self.away.insert(Dependency::Queue);
             }
             Input::Imported(import, outcomes) => self.imported(*import, outcomes),
@@ -284,7 +289,8 @@ impl Watch {
     }
 
     fn receive(&mut self, count: usize) -> Result<(), String> {
-        if self.receiving || self.drain.is_some() {
+        let receives_max = if self.full { 4 } else { 1 };
+        if self.receives >= receives_max || self.drain.is_some() {
             return Err("receives while it receives or drains".into());
         }
         if !self.away.is_empty() {
@@ -303,7 +309,7 @@ impl Watch {
         if held > 2 * self.limits.slots + BATCH_MAX {
             return Err(format!("asks for {count} more while it holds {held}"));
         }
-        self.receiving = true;
+        self.receives += 1;
         Ok(())
     }
 

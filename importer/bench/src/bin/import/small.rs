@@ -87,7 +87,7 @@ pub async fn ledger(system: &System, rounds: usize) -> Result<()> {
     let start = Instant::now();
     system.psql(&[
         "ALTER TABLE weirgate.object DROP CONSTRAINT object_pkey",
-        "DROP INDEX weirgate.object_committed, weirgate.object_key, weirgate.object_committed_at",
+        "DROP INDEX weirgate.object_identity, weirgate.object_committed_at",
         // Far from the ids in use; keys by the hour and in no order within it, like those to come.
         &format!(
             "INSERT INTO weirgate.object (id, feed, bucket, key, etag, sequencer, table_name, state,
@@ -98,8 +98,8 @@ pub async fn ledger(system: &System, rounds: usize) -> Result<()> {
              FROM generate_series(1, {LEDGER}) AS n"
         ),
         "ALTER TABLE weirgate.object ADD PRIMARY KEY (id)",
-        "CREATE UNIQUE INDEX object_committed ON weirgate.object (feed, bucket, key, etag) WHERE state = 'committed'",
-        "CREATE INDEX object_key ON weirgate.object (feed, bucket, key)",
+        "CREATE UNIQUE INDEX object_identity ON weirgate.object
+             (feed, bucket, key, etag, (CASE state WHEN 'committed' THEN 0 ELSE id END))",
         "CREATE INDEX object_committed_at ON weirgate.object (committed_at)",
         "VACUUM ANALYZE weirgate.object",
         "CHECKPOINT",

@@ -33,7 +33,7 @@ const SLOTS: usize = 4;
 pub struct Bench {
     importer: Importer,
     pub ledger: Ledger,
-    feed: Feed,
+    feed: Arc<Feed>,
     objects: u64,
 }
 
@@ -122,7 +122,7 @@ impl System {
                 worker: "bench".to_owned(),
             },
             ledger,
-            feed: config.feeds["impressions"].clone(),
+            feed: Arc::new(config.feeds["impressions"].clone()),
             objects: 0,
         })
     }
@@ -130,43 +130,47 @@ impl System {
 
 impl Bench {
     /// Imports FILE as `objects` new objects, so many `together` in one transaction, as many
-    /// transactions at a time as an importer has slots; the rows.
+    /// transactions at a time as an importer has slots; the rows. Each is a task of its own, as they
+    /// are in an importer.
     pub async fn import(&mut self, file: &str, objects: u64, together: usize) -> Result<u64> {
         let first = self.objects;
         self.objects += objects;
         let names: Vec<String> =
             (first..self.objects).map(|number| format!("{file}/{number}")).collect();
-        let imports: Vec<_> = names.chunks(together).map(|keys| self.import_keys(keys)).collect();
-        stream::iter(imports)
+        let import = |keys: &[String]| {
+            let import = import_keys(self.importer.clone(), self.feed.clone(), keys.to_vec());
+            async { tokio::spawn(import).await? }
+        };
+        stream::iter(names.chunks(together).map(import).collect::<Vec<_>>())
             .buffer_unordered(SLOTS)
             .try_fold(0, async |sum, rows| Ok(sum + rows))
             .await
     }
+}
 
-    async fn import_keys(&self, keys: &[String]) -> Result<u64> {
-        let request = |key: &String| Request {
-            object: ObjectCreated {
-                bucket: "bench".to_owned(),
-                key: key.clone(),
-                etag: "x".to_owned(),
-                version_id: None,
-                size: None,
-                sequencer: None,
-                at: None,
-                content: None,
-            },
-            received_at: clock::now(),
-        };
-        let requests: Vec<Request> = keys.iter().map(request).collect();
-        let mut sum = 0;
-        for settled in self.importer.import("impressions", &self.feed, &requests).await {
-            match settled.map_err(|refusal| anyhow::anyhow!("{refusal:?}"))? {
-                Settled::Committed { rows, .. } => sum += rows,
-                other => anyhow::bail!("a new object is committed, not {other:?}"),
-            }
+async fn import_keys(importer: Importer, feed: Arc<Feed>, keys: Vec<String>) -> Result<u64> {
+    let request = |key: String| Request {
+        object: ObjectCreated {
+            bucket: "bench".to_owned(),
+            key,
+            etag: "x".to_owned(),
+            version_id: None,
+            size: None,
+            sequencer: None,
+            at: None,
+            content: None,
+        },
+        received_at: clock::now(),
+    };
+    let requests: Vec<Request> = keys.into_iter().map(request).collect();
+    let mut sum = 0;
+    for settled in importer.import("impressions", &feed, &requests).await {
+        match settled.map_err(|refusal| anyhow::anyhow!("{refusal:?}"))? {
+            Settled::Committed { rows, .. } => sum += rows,
+            other => anyhow::bail!("a new object is committed, not {other:?}"),
         }
-        Ok(sum)
     }
+    Ok(sum)
 }
 
 /// User and system time of a process so far, its threads included, in seconds.
