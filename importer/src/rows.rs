@@ -220,6 +220,23 @@ fn gather_one(
 }
 
 impl Chunks {
+    /// The next one and those that need not be waited for; none only once the object was read and
+    /// transcoded to its end.
+    pub async fn next_ready(&mut self) -> Result<Vec<Chunk>, Failure> {
+        let first = self.next().await?;
+        let mut chunks: Vec<Chunk> = first.into_iter().chain(self.ready.drain(..)).collect();
+        // No more than fit into the channel, however fast it is filled again.
+        for _ in 0..QUEUED_MAX {
+            match self.more.as_mut().map(Receiver::try_recv) {
+                Some(Ok(Ok(Some(chunk)))) => chunks.push(chunk),
+                Some(Ok(Ok(None))) => self.more = None,
+                Some(Ok(Err(failure))) => return Err(failure),
+                Some(Err(_)) | None => break,
+            }
+        }
+        Ok(chunks)
+    }
+
     /// `None` only once the object was read and transcoded to its end.
     pub async fn next(&mut self) -> Result<Option<Chunk>, Failure> {
         if let Some(chunk) = self.ready.pop_front() {

@@ -12,7 +12,7 @@ use weirgate_common::config::OnBadRow;
 use weirgate_common::ledger::{Ledger, sqlite_columns, sqlite_fault};
 
 use super::admission::LedgerRow;
-use super::statement::Statement;
+use super::statement::{Statement, StatementError};
 use super::target::{Target, Targets, captures};
 use super::version::{Bent, bent, version};
 use super::{
@@ -265,41 +265,47 @@ async fn insert_rows(
         .constants_in_order(id, &captures(job), &version(job, &[]))
         .map_err(|error| bad_key(job, &error))?;
     let mut written = Written::default();
-    while let Some(chunk) = chunks.next().await? {
+    loop {
+        // As many as there are: to leave the async threads costs as much as some rows.
+        let ready = chunks.next_ready().await?;
+        if ready.is_empty() {
+            break;
+        }
         let mut handle = connection
             .lock_handle()
             .await
             .map_err(|error| refused(job, "locking the connection", &error))?;
         let rejected = tokio::task::block_in_place(|| {
-            let mut statement = Statement::prepare(&mut handle, insert)?;
-            let mut rows = target.plan.rows(&chunk.bytes, chunk.rows);
-            let mut bad = Vec::new();
-            loop {
-                match rows.visit(&constants, &mut statement) {
-                    Ok(()) => return Ok(bad),
-                    Err(Stopped::Fault(Fault::Row(row)))
-                        if job.feed.on_bad_row == OnBadRow::Quarantine =>
-                    {
-                        bad.push(rejected(chunk.first_row, &row, rows.refused_json()));
-                    }
-                    Err(stopped) => return Err(stopped),
-                }
-            }
-        });
-        match rejected {
-            Ok(rejected) => {
-                written.rows += chunk.rows - rejected.len() as u64;
-                written.reject(job, rejected)?;
-            }
-            Err(Stopped::Fault(fault)) => {
-                return Err(bad_row(job.object_name, chunk.first_row, fault));
-            }
-            Err(Stopped::Sink(error)) => {
+            let failed = |error: &StatementError| {
                 let detail = format!("{} into {}: {error}", job.object_name, job.feed.table);
                 let fault = sqlite_fault(error.code.unsigned_abs());
-                return Err(Failure::new(fault, "database_refused", detail));
+                Failure::new(fault, "database_refused", detail)
+            };
+            let mut bad = Vec::new();
+            let mut statement =
+                Statement::prepare(&mut handle, insert).map_err(|it| failed(&it))?;
+            for chunk in &ready {
+                let mut rows = target.plan.rows(&chunk.bytes, chunk.rows);
+                loop {
+                    match rows.visit(&constants, &mut statement) {
+                        Ok(()) => break,
+                        Err(Stopped::Fault(Fault::Row(row)))
+                            if job.feed.on_bad_row == OnBadRow::Quarantine =>
+                        {
+                            bad.push(rejected(chunk.first_row, &row, rows.refused_json()));
+                        }
+                        Err(Stopped::Fault(fault)) => {
+                            return Err(bad_row(job.object_name, chunk.first_row, fault));
+                        }
+                        Err(Stopped::Sink(error)) => return Err(failed(&error)),
+                    }
+                }
             }
-        }
+            Ok(bad)
+        })?;
+        let rows: u64 = ready.iter().map(|chunk| chunk.rows).sum();
+        written.rows += rows - rejected.len() as u64;
+        written.reject(job, rejected)?;
     }
     Ok(written)
 }

@@ -9,7 +9,6 @@ use std::ptr;
 use libsqlite3_sys as ffi;
 use sqlx::sqlite::LockedSqliteHandle;
 use weirgate_avro::cells::CellSink;
-use weirgate_avro::rows::Stopped;
 
 /// An INSERT into which rows of blocks that live for `'b` are bound.
 pub(super) struct Statement<'h, 'b> {
@@ -47,7 +46,7 @@ impl<'h, 'b> Statement<'h, 'b> {
     pub(super) fn prepare(
         handle: &'h mut LockedSqliteHandle<'_>,
         sql: &str,
-    ) -> Result<Self, Stopped<StatementError>> {
+    ) -> Result<Self, StatementError> {
         let connection = handle.as_raw_handle().as_ptr();
         let mut raw = ptr::null_mut();
         let length = c_int::try_from(sql.len()).expect("an INSERT is shorter than 2 GiB");
@@ -63,7 +62,7 @@ impl<'h, 'b> Statement<'h, 'b> {
             )
         };
         if code != ffi::SQLITE_OK {
-            return Err(Stopped::Sink(error(connection)));
+            return Err(error(connection));
         }
         Ok(Statement {
             raw,
