@@ -112,11 +112,8 @@ impl Database for Postgres {
             .iter()
             .map(|job| Some(lock_key(&[job.feed_name, &job.object.bucket, &job.object.key])));
         let table = targets.first().map(|target| target.table.as_str());
-        // Reading a table locks it: from then on nobody alters it before this transaction has ended.
-        let lock =
-            table.map_or_else(String::new, |table| format!("SELECT FROM {table} WHERE false;"));
         let begin = format!(
-            "BEGIN ISOLATION LEVEL READ COMMITTED; {lock} {}",
+            "BEGIN ISOLATION LEVEL READ COMMITTED; {}",
             admission(jobs, literal::array(locks), table)?
         );
         let mut open = Open::on(self.acquire(all).await?);
@@ -158,7 +155,7 @@ struct Admitted {
     rows: Vec<Vec<LedgerRow>>,
     /// Whether this transaction has the lock on them.
     locked: Vec<bool>,
-    /// Of the table that was asked for.
+    /// Of the table that was asked for, which nobody alters until the transaction ends.
     columns: Vec<Column>,
 }
 

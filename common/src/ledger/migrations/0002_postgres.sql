@@ -7,10 +7,11 @@ DROP INDEX weirgate.object_committed;
 DROP INDEX weirgate.object_key;
 
 -- What an import asks first, in one round trip and with plans that stay: whether it gets each of the
--- locks, then what the ledger says of each object (a row for each of its rows, or one of nulls), and in
--- the first row the columns of the table as [name, type, nullable]. Every statement sees what was
--- committed before it began, so nobody comes between the locks and the ledger. The inner query goes by
--- the index whatever the planner believes of a ledger that grew since it last looked.
+-- locks; then, once nobody alters the table any more, what the ledger says of each object (a row for
+-- each of its rows, or one of nulls), and in the first row the columns of the table as [name, type,
+-- nullable]. Every statement sees what was committed before it began, so nobody comes between the locks
+-- and the ledger. The inner query goes by the index whatever the planner believes of a ledger that grew
+-- since it last looked.
 CREATE FUNCTION weirgate.admission
     (of_feed text, locks bigint[], buckets text[], keys text[], of_table regclass)
 RETURNS TABLE (n bigint, locked boolean, id bigint, etag text, sequencer text, state text,
@@ -21,6 +22,11 @@ DECLARE
 BEGIN
     taken := array(SELECT pg_try_advisory_xact_lock(l.key)
                    FROM unnest(locks) WITH ORDINALITY AS l(key, n) ORDER BY l.n);
+    -- Reading a table locks it until the transaction ends. Whoever has to wait for that holds the
+    -- objects' locks meanwhile: newer versions must not pass.
+    IF of_table IS NOT NULL THEN
+        EXECUTE format('SELECT FROM %s WHERE false', of_table);
+    END IF;
     RETURN QUERY
         SELECT m.n, coalesce(taken[m.n], false), o.*, CASE m.n WHEN 1 THEN
             (SELECT json_agg(json_build_array(a.attname, format_type(a.atttypid, a.atttypmod),
